@@ -1,0 +1,115 @@
+"""Comparison tables. `python -m analysis.tables RUN` prints one and writes it as CSV and Markdown."""
+
+import argparse
+import json
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+import pandas as pd
+
+from analysis.load import load_trials, read_search
+from dcgan.schema import COLUMNS, METRIC
+
+SHOWN = ("kid", "sample_coverage", "classifier_score", "digits_covered", "images_per_second")
+"""Results of the best epoch that stand beside the metric."""
+WIDE = ("kid", "digits_covered", "images_per_second", "peak_memory_mb")
+"""Columns left to the files, so that a terminal need not wrap."""
+FORMATS = {"kid": "{:.5f}", "sample_coverage": "{:.3f}", "images_per_second": "{:,.0f}", "seconds": "{:.0f}"}
+
+
+def varied(frame: pd.DataFrame) -> list[str]:
+    """The settings in which the trials of a frame differ, in the order of their columns."""
+    settings = [name for name in frame.columns if name not in COLUMNS and name not in ("trial", "status", "error")]
+    return [name for name in settings if frame[name].nunique(dropna=False) > 1]
+
+
+def ranking(frame: pd.DataFrame, settings: Sequence[str] | None = None, metric: str = METRIC) -> pd.DataFrame:
+    """One row per trial, ranked by its best epoch on the (minimised) validation metric; trials without a result last.
+
+    Args:
+        frame: as `analysis.load.load_trials` gives it.
+        settings: settings to show; default: those in which the trials differ.
+        metric: column to rank by.
+
+    Columns: `rank`, `trial`, `status`, the metric, `best_epoch`, `epochs` trained, the settings, other results of the best
+    epoch, `seconds` of training and evaluation, `peak_memory_mb` (10^6 bytes), and `error`.
+    """
+    settings = varied(frame) if settings is None else list(settings)
+    ranked = frame.sort_values(metric, na_position="last", kind="stable").drop_duplicates("trial")  # each best epoch
+    per_trial = frame.groupby("trial")
+    table = pd.DataFrame(
+        {
+            "rank": pd.Series(range(1, len(ranked) + 1), dtype="Int64").where(ranked[metric].notna().to_numpy()),
+            "trial": ranked["trial"].to_numpy(),
+            "status": ranked["status"].to_numpy(),
+            metric: ranked[metric].astype("Float64").to_numpy(),
+            "best_epoch": ranked["epoch"].array,
+            "epochs": per_trial["epoch"].count().reindex(ranked["trial"]).to_numpy(),
+        }
+    )
+    for name in (*settings, *SHOWN):
+        table[name] = ranked[name].array
+    seconds = frame["seconds_train"].astype("Float64") + frame["seconds_eval"].astype("Float64")
+    table["seconds"] = seconds.groupby(frame["trial"]).sum().reindex(ranked["trial"]).array
+    peak = per_trial["peak_memory_bytes"].max().reindex(ranked["trial"])
+    table["peak_memory_mb"] = (peak.astype("Float64") / 1e6).round().array
+    table["error"] = ranked["error"].array
+    return table
+
+
+def as_text(table: pd.DataFrame) -> pd.DataFrame:
+    """A table's cells as short strings; a column of no errors goes."""
+    shown = table.drop(columns=[name for name in ("error",) if table[name].isna().all()])
+    return pd.DataFrame({name: [_cell(name, value) for value in shown[name]] for name in shown.columns})
+
+
+def _cell(name: str, value: object) -> str:
+    if pd.isna(value):  # type: ignore[call-overload]
+        return ""
+    if name in FORMATS:
+        return FORMATS[name].format(value)
+    if name == METRIC or name == "classifier_score":
+        return f"{value:.2f}"
+    return f"{value:.3g}" if isinstance(value, float) else str(value)
+
+
+def write(folder: Path) -> tuple[pd.DataFrame, str]:
+    """Ranks the trials of a search, writes `table.csv` (full precision) and `table.md` beside them, returns both forms."""
+    search = read_search(folder)
+    frame = load_trials(folder)
+    table = ranking(frame, settings=list(search["axes"]) if search else None)
+    text = as_text(table)
+    table.to_csv(folder / "table.csv", index=False)
+    (folder / "table.md").write_text(f"{text.to_markdown(index=False, disable_numparse=True)}\n\n{conditions(frame)}\n")
+    narrow = text.drop(columns=[name for name in WIDE if name in text])
+    return table, f"{narrow.to_markdown(index=False, tablefmt='simple', disable_numparse=True)}\n\n{conditions(frame)}"
+
+
+def conditions(frame: pd.DataFrame) -> str:
+    """One sentence on the protocol under which the numbers hold."""
+    known = frame.dropna(subset=["fid"])
+    if known.empty:
+        return "No trial finished an epoch."
+    row = known.iloc[0]
+    return (
+        f"fid over {row['eval_samples']:,} images against the {row['eval_split']} split of {row['dataset']}, extractor "
+        f"{row['extractor']}; as many real training images get {row['fid_real']:.2f}. One seed a setting; on {row['device']}."
+    )
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(
+        prog="python -m analysis.tables", description="Rank the trials of a search; also writes table.csv and table.md there."
+    )
+    parser.add_argument("run", type=Path, help="the folder of a search, such as runs/hparams-20261122-193000")
+    args = parser.parse_args()
+    try:
+        print(write(args.run)[1])
+    except (OSError, ValueError, json.JSONDecodeError) as error:
+        print(f"{parser.prog}: error: {error}", file=sys.stderr)
+        sys.exit(2)
+
+
+if __name__ == "__main__":
+    main()

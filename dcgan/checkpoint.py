@@ -1,0 +1,89 @@
+"""Checkpoints: everything a run needs to go on as if it had never stopped, in one file.
+
+A file holds both nets, the averaged G, both optimizers and scalers, the state of the only random stream the loop draws
+from (on its device), the config, the rows so far and the generator of the best epoch. The position in the data is the
+number of rows, since checkpoints are taken between epochs. Read without executing code (`weights_only=True`).
+"""
+
+import os
+import pickle
+import zipfile
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from dcgan.config import TrainConfig
+from dcgan.models import Generator
+
+NAME = "checkpoint.pt"
+VERSION = 1
+
+
+def save(content: dict[str, Any], folder: Path) -> Path:
+    """Writes `folder/checkpoint.pt`: either the whole new file is there afterwards, or the whole old one."""
+    folder.mkdir(parents=True, exist_ok=True)
+    path = folder / NAME
+    unfinished = path.with_suffix(f".{os.getpid()}.tmp")
+    try:
+        with unfinished.open("wb") as file:
+            torch.save({"version": VERSION, **content}, file)
+            file.flush()
+            os.fsync(file.fileno())
+        unfinished.replace(path)
+    finally:
+        unfinished.unlink(missing_ok=True)
+    return path
+
+
+def load(path: Path) -> dict[str, Any]:
+    """Reads a checkpoint file, or the one in a folder, onto the CPU.
+
+    Raises:
+        FileNotFoundError: there is none.
+        ValueError: the file is damaged, truncated or of another format; the message names it.
+    """
+    path = path / NAME if path.is_dir() else path
+    if not path.is_file():
+        raise FileNotFoundError(f"no checkpoint at {path}")
+    try:
+        with zipfile.ZipFile(path) as archive:
+            damaged = archive.testzip()  # torch.load does not compare the checksums
+        if damaged:
+            raise zipfile.BadZipFile(f"wrong checksum in {damaged}")
+        content: dict[str, Any] = torch.load(path, map_location="cpu", weights_only=True)
+        version = content["version"]
+    except (zipfile.BadZipFile, RuntimeError, EOFError, KeyError, TypeError, pickle.UnpicklingError) as error:
+        reason = str(error).splitlines()[0]
+        raise ValueError(f"{path} is damaged, truncated or no checkpoint of dcgan ({reason}); use another one") from error
+    if version != VERSION:
+        raise ValueError(f"{path} has checkpoint version {version}; this code reads version {VERSION}")
+    return content
+
+
+def check_same_run(path: Path, saved: dict[str, Any], config: TrainConfig) -> None:
+    """Refuses to continue a run under another config; only `epochs` may differ.
+
+    Raises:
+        ValueError: names the settings that differ.
+    """
+    now = config.to_dict()
+    differing = [f"{k} was {saved.get(k)!r}, is {v!r}" for k, v in now.items() if k != "epochs" and saved.get(k) != v]
+    if differing:
+        raise ValueError(f"{path} belongs to another config: {'; '.join(differing)}; only epochs may change on resuming")
+
+
+def load_generator(path: Path, *, last: bool = False) -> tuple[Generator, TrainConfig, int]:
+    """The generator of a checkpoint's best epoch (or its last), its config, and that epoch.
+
+    Raises:
+        FileNotFoundError, ValueError: as `load`.
+    """
+    content = load(path)
+    config = TrainConfig.from_dict(content["config"])
+    generator = Generator(config)
+    if last:
+        generator.load_state_dict(content["average"] or content["generator"])
+        return generator, config, len(content["history"])
+    generator.load_state_dict(content["best"]["generator"])
+    return generator, config, content["best"]["epoch"]

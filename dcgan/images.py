@@ -1,0 +1,42 @@
+"""Pictures of generated digits."""
+
+import math
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from dcgan.evaluate import evaluation_noise, generate
+from dcgan.models import Generator
+
+
+def save_grid(images: Tensor, path: Path, columns: int | None = None) -> Path:
+    """Writes images (N, C, S, S) in [-1, 1] as one PNG, `columns` to a row (default: as square as can be), enlarged
+    so that each is at least 56 pixels wide."""
+    from torchvision.utils import make_grid, save_image
+
+    columns = columns or math.ceil(math.sqrt(len(images)))
+    grid = make_grid(images.float().cpu(), nrow=columns, normalize=True, value_range=(-1, 1), padding=1, pad_value=0.25)
+    factor = max(1, math.ceil(56 / images.shape[-1]))
+    path.parent.mkdir(parents=True, exist_ok=True)
+    save_image(grid.repeat_interleave(factor, 1).repeat_interleave(factor, 2), path)
+    return path
+
+
+def sample(generator: Generator, latent_size: int, count: int, seed: int | None = None) -> Tensor:
+    """`count` images (N, C, S, S): from the fixed evaluation noise, or from the noise of `seed`."""
+    if seed is None:
+        return generate(generator, evaluation_noise(count, latent_size, torch.device("cpu")))
+    return generate(generator, torch.randn(count, latent_size, generator=torch.Generator().manual_seed(seed)))
+
+
+def interpolate(generator: Generator, latent_size: int, steps: int, rows: int, seed: int) -> Tensor:
+    """`rows` strips of `steps` images between two random noises each, along the great circle. (rows * steps, C, S, S)
+
+    Spherical interpolation (White 2016, arXiv 1609.04468) keeps the norm that G has seen in training.
+    """
+    a, b = torch.randn(2, rows, 1, latent_size, generator=torch.Generator().manual_seed(seed))  # (rows, 1, Z)
+    angle = torch.nn.functional.cosine_similarity(a, b, dim=-1).acos()[..., None]  # (rows, 1, 1)
+    t = torch.linspace(0, 1, steps)[:, None]  # (steps, 1)
+    noise = (((1 - t) * angle).sin() * a + (t * angle).sin() * b) / angle.sin()  # (rows, steps, Z)
+    return generate(generator, noise.flatten(0, 1))

@@ -1,0 +1,143 @@
+"""Quality metrics of generated images: pure functions of feature and probability arrays, on any device.
+
+Shapes: N real and M generated images, F features. Every function takes float32 tensors; what is summed over many items or
+subtracted is in float64. Nothing is masked: a non-finite input gives a non-finite metric or an error.
+
+- Fréchet distance: Heusel et al. 2017, arXiv 1706.08500, equation 6 (without the square root).
+- Kernel distance (KID): Bińkowski et al. 2018, arXiv 1801.01401, the unbiased estimator over all pairs.
+- Precision and recall: Kynkäänniemi et al. 2019, arXiv 1904.06991. Density and coverage: Naeem et al. 2020,
+  arXiv 2002.09797.
+- Classifier score: Salimans et al. 2016, arXiv 1606.03498, with a digit classifier in place of Inception.
+"""
+
+from collections.abc import Iterator
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+NEIGHBOURS = 5  # k of the manifold metrics, as in arXiv 2002.09797
+DIGITS = 10
+COVERED_SHARE = 0.01  # a digit counts as covered from this share of the samples on; an even share is 0.1
+REPEAT_RATIO = 0.1  # samples this much closer to each other than real images are (medians) are repeats
+ROWS = 512  # rows of a pairwise matrix held at a time, which bounds memory to ROWS x N
+
+
+class Gaussian(NamedTuple):
+    """Mean and covariance of a set of features, float64."""
+
+    mean: Tensor  # (F,)
+    covariance: Tensor  # (F, F)
+
+
+class Manifold(NamedTuple):
+    """Precision and recall, density and coverage."""
+
+    precision: float
+    recall: float
+    density: float
+    coverage: float
+
+
+def gaussian(features: Tensor) -> Gaussian:
+    """Sample mean and unbiased covariance of features (N, F)."""
+    x = features.double()
+    return Gaussian(x.mean(0), x.T.cov())
+
+
+def frechet_distance(real: Gaussian, fake: Gaussian) -> float:
+    """|m1 - m2|^2 + tr(C1 + C2 - 2 (C1 C2)^(1/2)), the squared 2-Wasserstein distance of two Gaussians.
+
+    tr (C1 C2)^(1/2) is the sum of the roots of the eigenvalues of the symmetric R C2 R with R = C1^(1/2), which stays real
+    where the covariances are singular. Rounding can leave the distance of equal sets at about -1e-13.
+    """
+    values, vectors = torch.linalg.eigh(real.covariance)
+    root = (vectors * values.clamp(min=0).sqrt()) @ vectors.T  # (F, F)
+    eigenvalues = torch.linalg.eigvalsh(root @ fake.covariance @ root)  # (F,)
+    cross = eigenvalues.clamp(min=0).sqrt().sum()
+    squared = (real.mean - fake.mean).square().sum()
+    return (squared + real.covariance.trace() + fake.covariance.trace() - 2 * cross).item()
+
+
+def kernel_sum(x: Tensor, y: Tensor) -> float:
+    """Sum over all pairs of the cubic kernel (a.b / F + 1)^3 of features (N, F) and (M, F)."""
+    features = y.shape[1]
+    blocks: Iterator[Tensor] = ((rows @ y.T).div_(features).add_(1).pow_(3) for rows in torch.split(x, ROWS))
+    return float(sum(block.sum(dtype=torch.float64).item() for block in blocks))
+
+
+def within_kernel_mean(x: Tensor) -> float:
+    """Mean of the cubic kernel over the pairs of different items in features (N, F)."""
+    n = len(x)
+    diagonal = (x.double().square().sum(1) / x.shape[1] + 1).pow(3).sum().item()
+    return (kernel_sum(x, x) - diagonal) / (n * (n - 1))
+
+
+def kernel_distance(real: Tensor, fake: Tensor, real_within: float | None = None) -> float:
+    """Unbiased squared maximum mean discrepancy of features (N, F) and (M, F); may be slightly negative.
+
+    `real_within`, if known, is `within_kernel_mean(real)`.
+    """
+    within = within_kernel_mean(real) if real_within is None else real_within
+    return within + within_kernel_mean(fake) - 2 * kernel_sum(real, fake) / (len(real) * len(fake))
+
+
+def neighbour_radii(features: Tensor, k: int = NEIGHBOURS) -> Tensor:
+    """Distance from each item of features (N, F) to its k-th nearest other item. (N,)
+
+    Raises:
+        ValueError: there are not more than k items.
+    """
+    if len(features) <= k:
+        raise ValueError(f"{len(features)} images; the {k}-th nearest neighbour needs at least {k + 1}")
+    nearest = [torch.cdist(rows, features).topk(k + 1, largest=False).values for rows in torch.split(features, ROWS)]
+    return torch.cat(nearest)[:, -1]  # each item's nearest is itself
+
+
+def manifold(real: Tensor, fake: Tensor, real_radii: Tensor, fake_radii: Tensor, k: int = NEIGHBOURS) -> Manifold:
+    """Precision, recall, density and coverage of features (N, F) and (M, F), with their `neighbour_radii`."""
+    inside_real = torch.zeros(len(fake), device=fake.device)  # (M,) real neighbourhoods around each generated image
+    recalled, covered = [], []
+    for rows, radii in zip(torch.split(real, ROWS), torch.split(real_radii, ROWS), strict=True):
+        distances = torch.cdist(rows, fake)  # (rows, M)
+        inside_real += (distances < radii[:, None]).sum(0)
+        recalled.append((distances < fake_radii).any(1))
+        covered.append(distances.amin(1) < radii)
+    return Manifold(
+        precision=(inside_real > 0).double().mean().item(),
+        recall=torch.cat(recalled).double().mean().item(),
+        density=inside_real.double().mean().item() / k,
+        coverage=torch.cat(covered).double().mean().item(),
+    )
+
+
+def classifier_score(probabilities: Tensor) -> float:
+    """exp E KL(p(digit | image) || p(digit)) of predictions (M, 10): 1 to 10, best when sure of each and even over all."""
+    p = probabilities.double()
+    # KL(p || q) = sum p log p - sum p log q; xlogy gives 0 for p = 0
+    kl = torch.xlogy(p, p).sum(1) - torch.xlogy(p, p.mean(0)).sum(1)
+    return kl.mean().exp().item()
+
+
+def digit_shares(probabilities: Tensor) -> Tensor:
+    """Share of each digit among the predictions (M, 10), by the most likely digit. (10,) float64"""
+    return torch.bincount(probabilities.argmax(1), minlength=DIGITS).double() / len(probabilities)
+
+
+def digits_covered(shares: Tensor) -> int:
+    """Number of digits that make up at least 1 % of the images, from shares (10,)."""
+    return int((shares >= COVERED_SHARE).sum())
+
+
+def kl_from_uniform(shares: Tensor) -> float:
+    """KL of a histogram of shares (10,) from the uniform one, nats: 0 when even, log 10 when all on one digit."""
+    return torch.xlogy(shares, shares * len(shares)).sum().item()
+
+
+def collapsed(shares: Tensor, real_radii: Tensor, fake_radii: Tensor) -> bool:
+    """Mode collapse: fewer than half of the digits appear, or the typical image nearly repeats its neighbours.
+
+    The second part catches one perfect image of each digit, over and over, which the histogram cannot see.
+    """
+    repeats = bool(fake_radii.median() < REPEAT_RATIO * real_radii.median())
+    return digits_covered(shares) < DIGITS // 2 or repeats

@@ -1,0 +1,108 @@
+"""Numeric precision: what each device can do, and how a step is run in it.
+
+`float32` computes as written, `tf32` lets CUDA's tensor cores round float32 inputs of products to 10 bits of mantissa,
+`bfloat16` and `float16` run the nets under autocast with float32 weights (Micikevicius et al. 2018, arXiv 1710.03740).
+"""
+
+import contextlib
+import functools
+import time
+import warnings
+from collections.abc import Iterator
+
+import torch
+from torch.nn import functional as F
+
+from dcgan.config import PRECISIONS
+
+AUTOCAST_DTYPES = {"bfloat16": torch.bfloat16, "float16": torch.float16}
+SLOW = 3.0  # times float32: hardware with bfloat16 units measures about 1, emulation from 10 to 100
+
+
+def default_device() -> torch.device:
+    """CUDA's current device, or the CPU."""
+    return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+
+
+def unsupported(precision: str, device: torch.device) -> str | None:
+    """Why `device` cannot train in `precision`, or None where it can."""
+    if precision == "float32" or (precision == "bfloat16" and device.type == "cpu"):
+        return None
+    if device.type != "cuda":
+        return f"precision {precision} needs a CUDA GPU, and this run is on the {device.type}; use float32"
+    if precision in ("tf32", "bfloat16") and torch.cuda.get_device_capability(device) < (8, 0):
+        name = torch.cuda.get_device_name(device)
+        return f"precision {precision} needs a GPU of compute capability 8.0 (Ampere) or later, not {name}; use float16"
+    return None
+
+
+@functools.cache
+def cpu_bfloat16_slowdown() -> float:
+    """Time of a convolution in bfloat16 over the same in float32 on this CPU: the best of three, warmed up."""
+
+    def seconds(dtype: torch.dtype) -> float:
+        images, kernel = torch.ones(16, 32, 14, 14, dtype=dtype), torch.ones(64, 32, 4, 4, dtype=dtype)
+        times = []
+        for _ in range(4):
+            start = time.perf_counter()
+            F.conv2d(images, kernel, stride=2)
+            times.append(time.perf_counter() - start)
+        return min(times[1:])
+
+    return seconds(torch.bfloat16) / seconds(torch.float32)
+
+
+def absurdly_slow(precision: str, device: torch.device) -> str | None:
+    """Why `precision` is pointless on `device` though it works, or None."""
+    if precision == "bfloat16" and device.type == "cpu" and (times := cpu_bfloat16_slowdown()) > SLOW:
+        return f"precision bfloat16 is about {times:.0f} times slower than float32 on this CPU, which has no units for it"
+    return None
+
+
+def usable(device: torch.device) -> tuple[str, ...]:
+    """The precisions worth a search on `device`."""
+    return tuple(p for p in PRECISIONS if not unsupported(p, device) and not absurdly_slow(p, device))
+
+
+def set_up(precision: str, device: torch.device) -> None:
+    """Refuses or warns, then sets the process-wide switches that `precision` needs.
+
+    Raises:
+        ValueError: `device` cannot do it.
+    """
+    if reason := unsupported(precision, device):
+        raise ValueError(reason)
+    if reason := absurdly_slow(precision, device):
+        warnings.warn(f"{reason}; use float32", stacklevel=2)
+    _allow_tf32(precision == "tf32")
+
+
+@contextlib.contextmanager
+def full_float32() -> Iterator[None]:
+    """Float32 products without TF32's rounding, whatever `set_up` chose: metrics must not depend on the precision."""
+    before = torch.backends.cudnn.allow_tf32
+    _allow_tf32(False)
+    try:
+        yield
+    finally:
+        _allow_tf32(before)
+
+
+def _allow_tf32(allowed: bool) -> None:
+    torch.backends.cuda.matmul.allow_tf32 = allowed
+    torch.backends.cudnn.allow_tf32 = allowed
+
+
+def autocast(precision: str, device: torch.device) -> torch.autocast:
+    """The autocast context of one forward pass; does nothing for float32 and tf32."""
+    dtype = AUTOCAST_DTYPES.get(precision)
+    return torch.autocast(device.type, dtype=dtype, enabled=dtype is not None)
+
+
+def scalers(precision: str, device: torch.device) -> tuple[torch.amp.GradScaler, torch.amp.GradScaler]:
+    """Gradient scalers for G's optimizer and for D's, since their gradients overflow at different scales.
+
+    They do nothing but for float16.
+    """
+    enabled = precision == "float16"
+    return torch.amp.GradScaler(device.type, enabled=enabled), torch.amp.GradScaler(device.type, enabled=enabled)

@@ -1,0 +1,131 @@
+"""`python -m dcgan.train`: trains one DCGAN outside any search."""
+
+import argparse
+import dataclasses
+import json
+import os
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+from dcgan import checkpoint, cli
+from dcgan.config import DATASETS, OPTIMIZERS, PRECISIONS, TrainConfig, field_docs
+from dcgan.evaluate import device_name
+from dcgan.images import sample, save_grid
+from dcgan.loop import train
+from dcgan.precision import default_device
+from dcgan.schema import Row
+
+GRID = 64  # images of a sample grid
+CHOICES: dict[str, tuple[Any, ...]] = {
+    "dataset": DATASETS, "optimizer": OPTIMIZERS, "precision": PRECISIONS, "channels": (1, 3),
+}  # fmt: skip
+
+
+def make_parser() -> cli.Parser:
+    """The command line: one flag for each field of `TrainConfig`, and where to read and write."""
+    parser = cli.Parser(
+        prog="python -m dcgan.train",
+        description="Train one DCGAN. Writes params.json (the config), result.json (a row an epoch), checkpoint.pt and "
+        "sample grids to the output folder. The defaults are the baseline: two stages in each net, full MNIST, 25 epochs.",
+    )
+    where = parser.add_argument_group("run")
+    where.add_argument("--config", type=Path, metavar="FILE", help="JSON of settings, or a folder with params.json; flags win")
+    where.add_argument(
+        "--out", type=Path, default=Path("runs/train"), metavar="DIR", help="output folder (default: runs/train)"
+    )
+    where.add_argument("--resume", action="store_true", help="go on with the run in the output folder")
+    where.add_argument("--samples-every", type=int, default=1, metavar="N", help="epochs between sample grids, 0 for none (1)")
+    cli.add_data_dir(where)
+    settings = parser.add_argument_group("settings")
+    docs = field_docs()
+    for field in dataclasses.fields(TrainConfig):
+        settings.add_argument(
+            "--" + field.name.replace("_", "-"),
+            type=field.type,
+            choices=CHOICES.get(field.name),
+            metavar=None if field.name in CHOICES else str(getattr(field.type, "__name__", "")).upper(),
+            help=f"{docs[field.name].replace('%', '%%')} (default: {field.default})",
+        )
+    return parser
+
+
+def read_config(args: argparse.Namespace) -> TrainConfig:
+    """The config of a command line: flags over the config file (or the resumed run's) over the defaults."""
+    names = [field.name for field in dataclasses.fields(TrainConfig)]
+    given = {name: value for name in names if (value := getattr(args, name)) is not None}
+    source = args.out if args.resume else args.config
+    base = TrainConfig.from_file(source) if source else TrainConfig()
+    return dataclasses.replace(base, **given)
+
+
+def main() -> None:
+    parser = make_parser()
+    args = parser.parse_args()
+    with cli.one_line_errors(parser):
+        try:
+            run(args)
+        except KeyboardInterrupt:
+            print(f"\nstopped; go on with: {parser.prog} --resume --out {args.out}", file=sys.stderr)
+            sys.exit(130)
+
+
+def run(args: argparse.Namespace) -> None:
+    """Checks, prints the plan, trains, and says where everything is."""
+    config = read_config(args)
+    out: Path = args.out
+    if args.samples_every < 0:
+        raise ValueError(f"--samples-every is {args.samples_every}; allowed is 0 or more")
+    if not args.resume and (out / checkpoint.NAME).exists():
+        raise ValueError(f"{out} already holds a run; go on with it by --resume, or choose another folder by --out")
+    out.mkdir(parents=True, exist_ok=True)
+    device = default_device()
+    (out / "params.json").write_text(json.dumps(config.to_dict(), indent=2) + "\n")
+    print(f"{config.dataset}, {config.epochs} epochs in {config.precision} on {device_name(device)} → {out}", flush=True)
+
+    rows_file = out / "result.json"
+    start = time.monotonic()
+
+    def report(row: Row) -> None:
+        with rows_file.open("a") as file:
+            file.write(json.dumps(row) + "\n")
+        print(progress_line(row, config.epochs, time.monotonic() - start, first), flush=True)
+        if args.samples_every and int(row["epoch"]) % args.samples_every == 0:
+            generator, _, epoch = checkpoint.load_generator(out, last=True)
+            save_grid(sample(generator, config.latent_size, GRID), out / "samples" / f"epoch_{epoch:03d}.png")
+
+    first = 0
+    if args.resume:
+        history = checkpoint.load(out)["history"]
+        first = len(history)
+        # the checkpoint is the truth: a kill between it and the row's writing would lose the row
+        write_rows(rows_file, history)
+    resume_from = out if args.resume else None
+    train(config, report=report, checkpoint_dir=out, resume_from=resume_from, data_dir=args.data_dir, device=device)
+    generator, _, best = checkpoint.load_generator(out)
+    picture = save_grid(sample(generator, config.latent_size, GRID), out / "samples" / "best.png")
+    print(f"best epoch {best}; samples: {picture}; checkpoint: {out / checkpoint.NAME}")
+
+
+def write_rows(path: Path, rows: list[Row]) -> None:
+    """Replaces a file of JSON lines in one step."""
+    unfinished = path.with_suffix(".tmp")
+    unfinished.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    os.replace(unfinished, path)
+
+
+def progress_line(row: Row, epochs: int, elapsed: float, first: int) -> str:
+    """One line of progress: bar, quality, losses, speed and time left. `first` epochs were done before `elapsed` began."""
+    epoch = int(row["epoch"])
+    done = round(20 * epoch / epochs)
+    left = elapsed / (epoch - first) * (epochs - epoch)
+    return (
+        f"epoch {epoch:>{len(str(epochs))}}/{epochs} {'█' * done}{'░' * (20 - done)} fid {row['fid']:.2f}  "
+        f"G {row['generator_loss']:.3f}  D {row['discriminator_loss']:.3f}  {row['images_per_second']:,.0f} images/s  "
+        f"{cli.duration(left)} left{'  COLLAPSED' if row['collapsed'] else ''}"
+    )
+
+
+if __name__ == "__main__":
+    main()
