@@ -40,7 +40,8 @@ def load_trials(path: str | Path) -> pd.DataFrame:
         if name not in frame:
             frame[name] = pd.NA
     frame = frame.astype(dict.fromkeys(INTEGERS, "Int64"))
-    frame["collapsed"] = frame["collapsed"].astype("boolean")
+    frame = frame.astype({"collapsed": "boolean", "error": "string"})
+    frame = frame.astype({name: "Float64" for name in COLUMNS if frame[name].dtype == object})  # all missing
     return frame.sort_values(["trial", "epoch"], ignore_index=True)
 
 

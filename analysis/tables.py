@@ -13,7 +13,7 @@ from dcgan.schema import COLUMNS, METRIC
 
 SHOWN = ("kid", "sample_coverage", "classifier_score", "digits_covered", "images_per_second")
 """Results of the best epoch that stand beside the metric."""
-WIDE = ("kid", "digits_covered", "images_per_second", "peak_memory_mb")
+WIDE = ("kid", "classifier_score", "digits_covered", "images_per_second", "peak_memory_mb")
 """Columns left to the files, so that a terminal need not wrap."""
 FORMATS = {"kid": "{:.5f}", "sample_coverage": "{:.3f}", "images_per_second": "{:,.0f}", "seconds": "{:.0f}"}
 
@@ -82,7 +82,8 @@ def write(folder: Path) -> tuple[pd.DataFrame, str]:
     text = as_text(table)
     table.to_csv(folder / "table.csv", index=False)
     (folder / "table.md").write_text(f"{text.to_markdown(index=False, disable_numparse=True)}\n\n{conditions(frame)}\n")
-    narrow = text.drop(columns=[name for name in WIDE if name in text])
+    narrow = text.drop(columns=[*WIDE, "epochs"])
+    narrow["best_epoch"] += (" of " + text["epochs"]).where(text["best_epoch"] != "", "")
     return table, f"{narrow.to_markdown(index=False, tablefmt='simple', disable_numparse=True)}\n\n{conditions(frame)}"
 
 

@@ -10,7 +10,6 @@ subtracted is in float64. Nothing is masked: a non-finite input gives a non-fini
 - Classifier score: Salimans et al. 2016, arXiv 1606.03498, with a digit classifier in place of Inception.
 """
 
-from collections.abc import Iterator
 from typing import NamedTuple
 
 import torch
@@ -56,14 +55,15 @@ def frechet_distance(real: Gaussian, fake: Gaussian) -> float:
     eigenvalues = torch.linalg.eigvalsh(root @ fake.covariance @ root)  # (F,)
     cross = eigenvalues.clamp(min=0).sqrt().sum()
     squared = (real.mean - fake.mean).square().sum()
-    return (squared + real.covariance.trace() + fake.covariance.trace() - 2 * cross).item()
+    return float(squared + real.covariance.trace() + fake.covariance.trace() - 2 * cross)
 
 
 def kernel_sum(x: Tensor, y: Tensor) -> float:
     """Sum over all pairs of the cubic kernel (a.b / F + 1)^3 of features (N, F) and (M, F)."""
-    features = y.shape[1]
-    blocks: Iterator[Tensor] = ((rows @ y.T).div_(features).add_(1).pow_(3) for rows in torch.split(x, ROWS))
-    return float(sum(block.sum(dtype=torch.float64).item() for block in blocks))
+    total = 0.0
+    for rows in torch.split(x, ROWS):
+        total += (rows @ y.T).div_(y.shape[1]).add_(1).pow_(3).sum(dtype=torch.float64).item()
+    return total
 
 
 def within_kernel_mean(x: Tensor) -> float:

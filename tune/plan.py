@@ -3,6 +3,7 @@
 import dataclasses
 import os
 import platform
+import tempfile
 import time
 from dataclasses import dataclass
 from importlib.metadata import version
@@ -51,8 +52,8 @@ class Plan:
 
     @property
     def grace_period(self) -> int:
-        """Epochs before the first decision: a ninth of the budget, so that three rungs fit."""
-        return max(1, self.epochs // REDUCTION_FACTOR**2)
+        """Epochs before the first decision. At a tenth of the budget most GANs still draw noise, which ranks nothing."""
+        return max(1, self.epochs // 4)
 
     @property
     def rungs(self) -> list[int]:
@@ -109,10 +110,9 @@ def preflight(plan: Plan, device: torch.device) -> None:
     largest = max([base.batch_size, *_choices(plan.search.axes.get("batch_size"))])
     if largest > len(images):
         raise ValueError(f"batch_size is {largest}; the training split of {base.dataset} holds {len(images)} images")
-    plan.folder.mkdir(parents=True, exist_ok=True)
-    probe = plan.folder / ".writable"
-    probe.touch()
-    probe.unlink()
+    plan.folder.parent.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryFile(dir=plan.folder.parent):
+        pass  # it could be written
 
 
 def _choices(distribution: BaseDistribution | None) -> list[Any]:

@@ -158,6 +158,7 @@ def run(args: argparse.Namespace, parser: argparse.ArgumentParser) -> int:
     if not resume:
         kept = {k: v for k, v in vars(args).items() if k not in ("resume", "dry_run", "storage", "name")}
         kept["data_dir"] = str(plan.data_dir) if plan.data_dir else None
+        plan.folder.mkdir(exist_ok=True)
         (plan.folder / SEARCH_FILE).write_text(json.dumps(record(plan, kept, device), indent=2) + "\n")
 
     from tune.runner import run_plan  # Ray takes 2 s to import, which --help and errors need not wait for

@@ -1,0 +1,208 @@
+"""The training loop against an independent one, and against itself interrupted: bit for bit on the CPU."""
+
+import dataclasses
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from torch.nn import functional as F
+
+from dcgan import checkpoint
+from dcgan.config import TrainConfig
+from dcgan.data import Source, load_split
+from dcgan.loop import LOOP_STREAM, new_state, train, train_epoch
+from dcgan.models import build
+from dcgan.schema import COLUMNS, Row
+
+CPU = torch.device("cpu")
+ROOT = str(Path(__file__).parents[2])
+TINY = TrainConfig(
+    dataset="mnist-mini", image_size=16, generator_width=2, discriminator_width=2, batch_size=1000, epochs=3, seed=5
+)  # fmt: skip
+VARIANTS = {
+    "adam": TINY,
+    "adam with EMA": dataclasses.replace(TINY, ema_decay=0.9, generator_lr=1e-3),
+    "rmsprop with EMA": dataclasses.replace(TINY, optimizer="rmsprop", ema_decay=0.9, extra_convs=1),
+}
+RESUME = """
+import sys, torch
+from pathlib import Path
+from dcgan.config import TrainConfig
+from dcgan.loop import train
+torch.set_num_threads(1)
+config = TrainConfig.from_file(Path(sys.argv[1]))
+for folder in map(Path, sys.argv[2:]):
+    train(config, report=lambda row: print(row["epoch"]), checkpoint_dir=folder, resume_from=folder)
+"""
+TIMED = ("seconds_train", "seconds_eval", "images_per_second", "peak_memory_bytes")
+
+
+def untimed(rows: list[Row]) -> list[Row]:
+    """Rows without what depends on the clock."""
+    return [{name: value for name, value in row.items() if name not in TIMED} for row in rows]
+
+
+def tensors(folder: Path) -> dict[str, torch.Tensor]:
+    """Every tensor of a checkpoint, by its path within it."""
+    found: dict[str, torch.Tensor] = {}
+
+    def walk(name: str, value: object) -> None:
+        if isinstance(value, torch.Tensor):
+            found[name] = value
+        elif isinstance(value, dict):
+            for key, item in value.items():
+                walk(f"{name}/{key}", item)
+
+    walk("", checkpoint.load(folder))
+    return found
+
+
+def assert_same_run(a: Path, b: Path) -> None:
+    """Both checkpoints hold the same bits and the same rows."""
+    first, second = tensors(a), tensors(b)
+    assert first.keys() == second.keys()
+    assert len(first) > 40
+    for name, tensor in first.items():
+        assert torch.equal(tensor, second[name]), name
+    assert untimed(checkpoint.load(a)["history"]) == untimed(checkpoint.load(b)["history"])
+
+
+def textbook_epochs(config: TrainConfig, epochs: int) -> tuple[torch.nn.Module, torch.nn.Module, list[float]]:
+    """DCGAN's updates written as a tutorial does: probabilities' cross-entropy, three backward passes, plain layout."""
+    images = load_split(Source(config.dataset, config.image_size), "train").images
+    G, D = build(config)
+    if config.optimizer == "adam":
+        betas = (config.beta1, config.beta2)
+        optimizer_g = torch.optim.Adam(G.parameters(), lr=config.generator_lr, betas=betas, foreach=False)
+        optimizer_d = torch.optim.Adam(D.parameters(), lr=config.discriminator_lr, betas=betas, foreach=False)
+    else:
+        optimizer_g = torch.optim.RMSprop(G.parameters(), lr=config.generator_lr, foreach=False)
+        optimizer_d = torch.optim.RMSprop(D.parameters(), lr=config.discriminator_lr, foreach=False)
+    seed = np.random.SeedSequence([config.seed, LOOP_STREAM]).generate_state(1, np.uint64)[0] >> np.uint64(1)
+    rng = torch.Generator().manual_seed(int(seed))
+    ones, zeros = torch.ones(config.batch_size), torch.zeros(config.batch_size)
+    losses = []
+    for _ in range(epochs):
+        order = torch.randperm(len(images), generator=rng)
+        for i in range(len(images) // config.batch_size):
+            real = images[order[i * config.batch_size : (i + 1) * config.batch_size]] / 127.5 - 1
+            fake = G(torch.randn(config.batch_size, config.latent_size, generator=rng))
+            optimizer_d.zero_grad()
+            loss_real = F.binary_cross_entropy(torch.sigmoid(D(real)), ones)
+            loss_real.backward()
+            loss_fake = F.binary_cross_entropy(torch.sigmoid(D(fake.detach())), zeros)
+            loss_fake.backward()
+            optimizer_d.step()
+            optimizer_g.zero_grad()
+            F.binary_cross_entropy(torch.sigmoid(D(fake)), ones).backward()
+            optimizer_g.step()
+            losses.append((loss_real + loss_fake).item())
+    return G, D, losses
+
+
+def movement(net: torch.nn.Module, start: torch.nn.Module) -> torch.Tensor:
+    """How far all weights have moved, as one vector."""
+    pairs = zip(net.parameters(), start.parameters(), strict=True)
+    return torch.cat([(now - before).detach().flatten() for now, before in pairs])
+
+
+@pytest.mark.parametrize("optimizer", ["adam", "rmsprop"])
+def test_loop_does_what_a_textbook_loop_does(optimizer: str) -> None:
+    """Weights move the same way, and losses agree, over an epoch of 8 steps.
+
+    Both optimizers divide by the gradient's size, so that rounding in a tiny gradient moves a weight a whole step either
+    way: the movement is compared as a whole, not weight by weight.
+    """
+    config = dataclasses.replace(TINY, optimizer=optimizer, generator_lr=3e-4)
+    state = new_state(config, CPU)
+    means = train_epoch(state, config, load_split(Source(config.dataset, config.image_size), "train").images)
+    *textbook, losses = textbook_epochs(config, 1)
+    for ours, theirs, start in zip((state.generator, state.discriminator), textbook, build(config), strict=True):
+        a, b = movement(ours, start), movement(theirs, start)
+        assert torch.cosine_similarity(a, b, dim=0) > 0.999
+        assert a.norm() == pytest.approx(b.norm(), rel=1e-3)
+        for (name, x), y in zip(ours.named_buffers(), theirs.buffers(), strict=True):
+            torch.testing.assert_close(x, y, rtol=1e-2, atol=1e-4, msg=lambda text, name=name: f"{name}: {text}")
+    assert means["discriminator_loss"] == pytest.approx(np.mean(losses), rel=1e-4)
+
+
+@pytest.mark.parametrize("name", VARIANTS)
+def test_stopped_and_restored_in_a_new_process_equals_undisturbed(name: str, tmp_path: Path) -> None:
+    """k epochs, a new process, n - k epochs: for each k the same bits as n epochs."""
+    config = VARIANTS[name]
+    rows: list[Row] = []
+    train(config, report=rows.append, checkpoint_dir=tmp_path / "whole")
+    assert [row["epoch"] for row in rows] == [1, 2, 3]
+    stopped = [tmp_path / f"stopped_after_{k}" for k in (1, 2)]
+    for k, folder in enumerate(stopped, start=1):
+        train(dataclasses.replace(config, epochs=k), report=lambda row: None, checkpoint_dir=folder)
+    (tmp_path / "params.json").write_text(json.dumps(config.to_dict()))
+    command = [sys.executable, "-c", RESUME, tmp_path, *stopped]
+    done = subprocess.run(command, capture_output=True, text=True, check=True, env={**os.environ, "PYTHONPATH": ROOT})
+    assert done.stdout.split() == ["2", "3", "3"]
+    for folder in stopped:
+        assert_same_run(tmp_path / "whole", folder)
+
+
+def test_two_runs_of_one_config_are_equal_and_another_seed_is_not(tmp_path: Path) -> None:
+    config = dataclasses.replace(TINY, epochs=1)
+    for name in ("a", "b"):
+        torch.manual_seed(len(name))  # the global stream plays no part
+        torch.rand(7 if name == "b" else 1)
+        train(config, report=lambda row: None, checkpoint_dir=tmp_path / name)
+    assert_same_run(tmp_path / "a", tmp_path / "b")
+    train(dataclasses.replace(config, seed=6), report=lambda row: None, checkpoint_dir=tmp_path / "c")
+    a, c = (checkpoint.load(tmp_path / name) for name in "ac")
+    assert not torch.equal(a["rng"], c["rng"])
+    assert a["history"][0]["fid"] != c["history"][0]["fid"]
+
+
+def test_a_finished_run_resumed_trains_nothing(tmp_path: Path) -> None:
+    config = dataclasses.replace(TINY, epochs=1)
+    before = train(config, report=lambda row: None, checkpoint_dir=tmp_path)
+    reported: list[Row] = []
+    assert train(config, report=reported.append, checkpoint_dir=tmp_path, resume_from=tmp_path) == before
+    assert not reported
+
+
+def test_rows_hold_exactly_the_documented_columns(tmp_path: Path) -> None:
+    (row,) = train(dataclasses.replace(TINY, epochs=1), report=lambda row: None)
+    assert list(row) == list(COLUMNS)
+    assert row["images_seen"] == 8000
+    assert row["eval_samples"] == 2000
+    assert row["eval_split"] == "validation"
+    assert row["images_per_second"] == pytest.approx(8000 / float(row["seconds_train"]))
+    assert 1e7 < row["peak_memory_bytes"] < 1e11
+
+
+def test_golden_values_of_a_short_run() -> None:
+    """Pins the whole pipeline: any change of data, initial weights, updates, noise or metric shows here."""
+    (row,) = train(dataclasses.replace(TINY, epochs=1, batch_size=100, generator_width=4), report=lambda row: None)
+    golden = {"generator_loss": 0.66547, "discriminator_loss": 1.25229, "d_real": 0.59157, "fid": 119.515}
+    assert {name: row[name] for name in golden} == pytest.approx(golden, rel=0.02)
+
+
+@pytest.mark.parametrize("which", ["generator_lr", "discriminator_lr"])
+def test_divergence_is_an_error_and_is_never_reported(which: str, tmp_path: Path) -> None:
+    config = dataclasses.replace(TINY, **{which: 1e30})
+    with pytest.raises(FloatingPointError, match=r"diverged.*try a lower learning rate"):
+        train(config, report=lambda row: pytest.fail("a diverged epoch was reported"), checkpoint_dir=tmp_path)
+    assert not (tmp_path / checkpoint.NAME).exists()
+
+
+def test_a_batch_larger_than_the_data_is_refused() -> None:
+    with pytest.raises(ValueError, match="batch_size is 8001; the training split of mnist-mini holds 8000"):
+        train(dataclasses.replace(TINY, batch_size=8001), report=lambda row: None)
+
+
+def test_best_epoch_is_kept_when_later_ones_are_worse(tmp_path: Path) -> None:
+    history = train(dataclasses.replace(TINY, batch_size=100, epochs=4), report=lambda row: None, checkpoint_dir=tmp_path)
+    best = min(history, key=lambda row: row["fid"])
+    assert checkpoint.load(tmp_path)["best"]["epoch"] == best["epoch"]
+    assert checkpoint.load_generator(tmp_path)[2] == best["epoch"]
+    assert checkpoint.load_generator(tmp_path, last=True)[2] == 4

@@ -1,0 +1,192 @@
+"""`dcgan.config`: the baseline, what is refused and how it is said, and the ways in and out of a file."""
+
+import dataclasses
+import json
+import math
+import re
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from dcgan.config import TrainConfig, field_docs
+
+NAMES = [field.name for field in dataclasses.fields(TrainConfig)]
+
+BASELINE = {
+    "dataset": "mnist",
+    "image_size": 28,
+    "channels": 1,
+    "latent_size": 100,
+    "generator_depth": 2,
+    "discriminator_depth": 2,
+    "generator_width": 64,
+    "discriminator_width": 64,
+    "extra_convs": 0,
+    "optimizer": "adam",
+    "generator_lr": 2e-4,
+    "discriminator_lr": 2e-4,
+    "beta1": 0.5,
+    "beta2": 0.999,
+    "rmsprop_alpha": 0.99,
+    "batch_size": 64,
+    "epochs": 25,
+    "precision": "float32",
+    "ema_decay": 0.0,
+    "seed": 0,
+}
+
+
+def test_defaults_are_the_baseline() -> None:
+    assert TrainConfig().to_dict() == BASELINE
+
+
+@pytest.mark.parametrize(
+    ("values", "message"),
+    [
+        ({"image_size": 30}, "image_size is 30; allowed is a multiple of 4 from 16 to 128"),
+        ({"image_size": 12}, "image_size is 12; allowed is a multiple of 4 from 16 to 128"),
+        ({"image_size": 132}, "image_size is 132; allowed is a multiple of 4 from 16 to 128"),
+        ({"generator_lr": 0.0}, "generator_lr is 0.0; allowed is a finite number above 0"),
+        ({"generator_lr": 0}, "generator_lr is 0; allowed is a finite number above 0"),
+        ({"generator_lr": -1.0}, "generator_lr is -1.0; allowed is a finite number above 0"),
+        ({"generator_lr": math.nan}, "generator_lr is nan; allowed is a finite number above 0"),
+        ({"discriminator_lr": math.inf}, "discriminator_lr is inf; allowed is a finite number above 0"),
+        ({"discriminator_lr": -math.inf}, "discriminator_lr is -inf; allowed is a finite number above 0"),
+        ({"batch_size": 0}, "batch_size is 0; allowed is at least 1"),
+        ({"batch_size": 1}, "batch_size is 1; batch norm needs at least 2 images"),
+        ({"epochs": 0}, "epochs is 0; allowed is at least 1"),
+        ({"latent_size": 0}, "latent_size is 0; allowed is 1 to 4096"),
+        ({"latent_size": 4097}, "latent_size is 4097; allowed is 1 to 4096"),
+        ({"generator_width": 1025}, "generator_width is 1025; allowed is 1 to 1024"),
+        ({"discriminator_width": 0}, "discriminator_width is 0; allowed is 1 to 1024"),
+        ({"extra_convs": -1}, "extra_convs is -1; allowed is 0 to 16"),
+        ({"extra_convs": 17}, "extra_convs is 17; allowed is 0 to 16"),
+        ({"generator_depth": 0}, "generator_depth is 0; allowed is 1 to 3"),
+        ({"discriminator_depth": 0}, "discriminator_depth is 0; allowed is 1 to 3"),
+        ({"generator_depth": 4}, "generator_depth is 4; allowed is 1 to 3"),
+        ({"discriminator_depth": 6, "image_size": 64}, "discriminator_depth is 6; allowed is 1 to 5"),
+        ({"optimizer": "sgd"}, "optimizer is 'sgd'; allowed: adam, rmsprop"),
+        ({"dataset": "celeba"}, "dataset is 'celeba'; allowed: mnist, mnist-mini"),
+        ({"precision": "int8"}, "precision is 'int8'; allowed: float32, tf32, bfloat16, float16"),
+        ({"channels": 2}, "channels is 2; allowed: 1, 3"),
+        ({"beta1": 1.0}, "beta1 is 1.0; allowed is 0 up to, not including, 1"),
+        ({"beta2": -0.1}, "beta2 is -0.1; allowed is 0 up to, not including, 1"),
+        ({"rmsprop_alpha": math.nan}, "rmsprop_alpha is nan; allowed is 0 up to, not including, 1"),
+        ({"ema_decay": 1}, "ema_decay is 1; allowed is 0 up to, not including, 1"),
+        ({"seed": -1}, "seed is -1; allowed is 0 to 9223372036854775807"),
+        ({"seed": 2**63}, f"seed is {2**63}; allowed is 0 to 9223372036854775807"),
+        # wrong types
+        ({"epochs": True}, "epochs is True, a bool; expected int"),
+        ({"generator_lr": True}, "generator_lr is True, a bool; expected float"),
+        ({"batch_size": 64.0}, "batch_size is 64.0, a float; expected int"),
+        ({"batch_size": "64"}, "batch_size is '64', a str; expected int"),
+        ({"generator_lr": "2e-4"}, "generator_lr is '2e-4', a str; expected float"),
+        ({"dataset": 1}, "dataset is 1, a int; expected str"),
+        ({"optimizer": ["adam"]}, "optimizer is ['adam'], a list; expected str"),
+        ({"seed": None}, "seed is None, a NoneType; expected int"),
+    ],
+)
+def test_a_bad_value_is_named_with_what_is_allowed(values: dict[str, Any], message: str) -> None:
+    with pytest.raises(ValueError, match=re.escape(message)):
+        TrainConfig(**values)
+
+
+@pytest.mark.xfail(strict=True, raises=OverflowError, reason="bug: math.isfinite(10**400) raises OverflowError")
+def test_an_integer_too_large_for_a_float_is_a_bad_rate() -> None:
+    with pytest.raises(ValueError, match="generator_lr is 1000"):
+        TrainConfig(generator_lr=10**400)
+
+
+@pytest.mark.parametrize("size", range(16, 129, 4))
+def test_every_multiple_of_4_is_accepted_down_to_a_map_of_2_pixels(size: int) -> None:
+    deepest = max(depth for depth in range(1, 9) if size // 2**depth >= 2)
+    config = TrainConfig(image_size=size, generator_depth=deepest, discriminator_depth=deepest)
+    assert config.image_size == size
+    with pytest.raises(ValueError, match=f"generator_depth is {deepest + 1}; allowed is 1 to {deepest}$"):
+        TrainConfig(image_size=size, generator_depth=deepest + 1)
+
+
+@pytest.mark.parametrize(
+    "values",
+    [
+        {"beta1": 0, "ema_decay": 0.9999},
+        {"generator_lr": 1},
+        {"batch_size": 2, "epochs": 1, "seed": 2**63 - 1},
+        {"latent_size": 1, "generator_width": 1, "discriminator_width": 1024, "extra_convs": 16},
+        {"channels": 3, "optimizer": "rmsprop", "dataset": "mnist-mini", "precision": "float16"},
+    ],
+)
+def test_the_bounds_themselves_are_allowed(values: dict[str, Any]) -> None:
+    assert TrainConfig(**values).to_dict() == BASELINE | values
+
+
+def test_is_frozen_and_keyword_only() -> None:
+    config = TrainConfig()
+    with pytest.raises(dataclasses.FrozenInstanceError, match="seed"):
+        config.seed = 1  # type: ignore[misc]
+    with pytest.raises(TypeError, match="positional"):
+        TrainConfig("mnist")  # type: ignore[misc]
+
+
+def test_replace_checks_again() -> None:
+    with pytest.raises(ValueError, match="epochs is 0"):
+        dataclasses.replace(TrainConfig(), epochs=0)
+
+
+def test_from_dict_refuses_unknown_keys() -> None:
+    message = f"unknown config key 'netG_lr', 'lr'; allowed: {', '.join(NAMES)}"
+    with pytest.raises(ValueError, match=f"^{re.escape(message)}$"):
+        TrainConfig.from_dict({"netG_lr": 1e-3, "epochs": 3, "lr": 1e-3})
+
+
+def test_round_trips_through_json() -> None:
+    config = TrainConfig(dataset="mnist-mini", image_size=32, generator_lr=3.1e-5, optimizer="rmsprop", ema_decay=0.99, seed=7)
+    assert TrainConfig.from_dict(json.loads(json.dumps(config.to_dict()))) == config
+    assert TrainConfig.from_dict({"seed": 7}) == TrainConfig(seed=7)
+
+
+@pytest.mark.parametrize(("file", "given"), [("a.json", "a.json"), ("params.json", "."), ("config.json", ".")])
+def test_from_file_takes_a_file_or_a_run_folder(tmp_path: Path, file: str, given: str) -> None:
+    (tmp_path / file).write_text(json.dumps({"epochs": 3, "generator_lr": 1e-3}))
+    assert TrainConfig.from_file(tmp_path / given) == TrainConfig(epochs=3, generator_lr=1e-3)
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        (b"epochs: 3", "is not valid JSON"),
+        (b"", "is not valid JSON"),
+        (b'{"epochs": 3', "is not valid JSON"),
+        (b"\xff\xfe\x00", "is not valid JSON"),
+        (b"[1, 2]", "holds list; expected a JSON object"),
+        (b"null", "holds NoneType; expected a JSON object"),
+    ],
+)
+def test_from_file_names_a_file_it_cannot_read(tmp_path: Path, content: bytes, message: str) -> None:
+    path = tmp_path / "params.json"
+    path.write_bytes(content)
+    with pytest.raises(ValueError, match=f"^{re.escape(str(path))} {message}"):
+        TrainConfig.from_file(tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("content", "message"), [('{"epoch": 3}', "unknown config key 'epoch'"), ('{"generator_lr": NaN}', "generator_lr is nan")]
+)
+def test_from_file_checks_keys_and_values(tmp_path: Path, content: str, message: str) -> None:
+    (tmp_path / "params.json").write_text(content)
+    with pytest.raises(ValueError, match=message):
+        TrainConfig.from_file(tmp_path)
+
+
+def test_from_file_says_what_to_give_when_there_is_none(tmp_path: Path) -> None:
+    for path in (tmp_path, tmp_path / "nowhere.json"):
+        with pytest.raises(FileNotFoundError, match=f"no config at {re.escape(str(path))}; give a JSON file, or a folder"):
+            TrainConfig.from_file(path)
+
+
+def test_every_field_is_documented() -> None:
+    docs = field_docs()
+    assert list(docs) == NAMES
+    assert docs["generator_lr"] == "Learning rate of G."
+    assert [name for name, text in docs.items() if not re.search(r"\w.*\.$", text, re.DOTALL)] == []

@@ -1,0 +1,142 @@
+"""Searches: complete, exact where the report was, and every sampled value in effect."""
+
+import dataclasses
+import itertools
+from typing import Any
+
+import optuna
+import pytest
+import torch
+
+from dcgan.config import TrainConfig
+from dcgan.loop import new_state, train_epoch
+from tune.searches import DEMO, PRESETS, REPORT, SEARCHES, Search, make_search
+
+PRECISIONS = ("float32", "tf32", "bfloat16", "float16")
+
+
+def ask(search: Search, seed: int = 0, **fixed: Any) -> dict[str, Any]:
+    """One point of a search, drawn at random, with some axes fixed."""
+    study = optuna.create_study(sampler=optuna.samplers.RandomSampler(seed=seed))
+    study.enqueue_trial(fixed)
+    return search(study.ask())
+
+
+@pytest.mark.parametrize("preset", PRESETS.values(), ids=list(PRESETS))
+@pytest.mark.parametrize("name", SEARCHES)
+def test_every_proposal_is_a_complete_config(name: str, preset: Any) -> None:
+    search = make_search(name, preset, PRECISIONS, {})
+    for seed in range(20):
+        values = ask(search, seed)
+        config = TrainConfig.from_dict(values)
+        assert config.to_dict() == values
+        assert (config.dataset, config.epochs) == (preset.dataset, preset.epochs)
+        for follower, followed in search.ties.items():
+            assert values[follower] == values[followed]
+    assert TrainConfig.from_dict(ask(search, **search.baseline())) == search.base
+
+
+def test_under_the_report_preset_the_base_is_the_reports_baseline() -> None:
+    assert make_search("baseline", REPORT, PRECISIONS, {}).base == TrainConfig()
+
+
+def test_grids_are_the_reports_own() -> None:
+    points = make_search("hparams", REPORT, PRECISIONS, {}).grid_points()
+    expected = itertools.product((1e-4, 3e-4, 5e-4), (64, 128), ("adam", "rmsprop"))
+    assert [tuple(point.values()) for point in points] == list(expected)
+    assert len(make_search("architecture", REPORT, PRECISIONS, {}).grid_points()) == 8
+    assert [p["precision"] for p in make_search("precision", REPORT, PRECISIONS, {}).grid_points()] == list(PRECISIONS)
+    assert make_search("baseline", REPORT, PRECISIONS, {}).grid_points() == [{}]
+
+
+@pytest.mark.parametrize("name", SEARCHES)
+def test_grid_points_lie_in_the_space(name: str) -> None:
+    search = make_search(name, DEMO, PRECISIONS, {})
+    for point in search.grid_points()[:50]:
+        values = ask(search, **point)
+        assert {axis: values[axis] for axis in point} == point
+
+
+def test_learning_rates_are_log_uniform_around_the_reports() -> None:
+    axis = make_search("hparams", DEMO, PRECISIONS, {}).axes["generator_lr"]
+    assert isinstance(axis, optuna.distributions.FloatDistribution)
+    assert axis.log
+    assert axis.low < 1e-4
+    assert axis.high > 5e-4
+
+
+# What each sampled setting must change, read off the live objects and not off the config
+EFFECTS: dict[str, Any] = {
+    "generator_lr": lambda state, config: (
+        [group["lr"] for group in state.generator_optimizer.param_groups]
+        + [group["lr"] for group in state.discriminator_optimizer.param_groups]
+    ),
+    "optimizer": lambda state, config: [type(state.generator_optimizer), type(state.discriminator_optimizer)],
+    "generator_depth": lambda state, config: [
+        sum(isinstance(m, torch.nn.ConvTranspose2d) for m in state.generator.modules()),
+        sum(isinstance(m, torch.nn.Conv2d) for m in state.discriminator.modules()),
+    ],
+    "generator_width": lambda state, config: [
+        [m for m in state.generator.modules() if isinstance(m, torch.nn.ConvTranspose2d)][-1].in_channels,
+        next(m for m in state.discriminator.modules() if isinstance(m, torch.nn.Conv2d)).out_channels,
+    ],
+    "extra_convs": lambda state, config: [sum(isinstance(m, torch.nn.Conv2d) for m in state.generator.modules())],
+    "batch_size": lambda state, config: [batches_seen(state, config)],
+    "precision": lambda state, config: [logits_dtype(config)],
+}
+EXPECTED: dict[str, Any] = {
+    "generator_lr": lambda value: [value, value],
+    "optimizer": lambda value: [{"adam": torch.optim.Adam, "rmsprop": torch.optim.RMSprop}[value]] * 2,
+    "generator_depth": lambda value: [value, value],
+    "generator_width": lambda value: [value, value],
+    "extra_convs": lambda value: [value],
+    "batch_size": lambda value: [{value}],
+    "precision": lambda value: [torch.bfloat16 if value == "bfloat16" else torch.float32],
+}
+
+
+def batches_seen(state: Any, config: TrainConfig) -> set[int]:
+    """Sizes of the batches that D really gets in an epoch."""
+    sizes = set()
+    hook = state.discriminator.register_forward_pre_hook(lambda module, inputs: sizes.add(len(inputs[0])))
+    train_epoch(state, dataclasses.replace(config, precision="float32"), torch.zeros(600, 1, 28, 28, dtype=torch.uint8))
+    hook.remove()
+    return sizes
+
+
+def logits_dtype(config: TrainConfig) -> torch.dtype:
+    """The type in which D computes during a step of the loop."""
+    small = dataclasses.replace(config, generator_width=1, discriminator_width=1, batch_size=2)
+    state, dtypes = new_state(small, torch.device("cpu")), set()
+    state.discriminator.register_forward_hook(lambda module, inputs, output: dtypes.add(output.dtype))
+    train_epoch(state, small, torch.zeros(2, 1, 28, 28, dtype=torch.uint8))
+    (dtype,) = dtypes
+    return dtype
+
+
+def test_every_sampled_value_reaches_optimizer_model_or_loader() -> None:
+    """For each axis of the widest search and several values of it."""
+    search = make_search("joint", DEMO, ("float32", "bfloat16"), {"dataset": "mnist-mini"})
+    assert set(search.axes) == set(EFFECTS), "a new axis needs its effect tested here"
+    for name, axis in search.axes.items():
+        values = list(getattr(axis, "choices", (7e-5, 3e-4, 2e-3)))
+        for value in values:
+            config = TrainConfig.from_dict(ask(search, seed=3, **{name: value}))
+            state = new_state(config, torch.device("cpu"))
+            assert EFFECTS[name](state, config) == EXPECTED[name](value), (name, value)
+
+
+@pytest.mark.parametrize(
+    ("name", "settings", "message"),
+    [
+        ("hparam", {}, "search is 'hparam'; allowed: baseline, hparams, architecture, precision, joint"),
+        ("hparams", {"generatr_lr": 1e-3}, "unknown config key 'generatr_lr'"),
+        ("hparams", {"image_size": 30}, "image_size is 30; allowed is a multiple of 4"),
+        ("hparams", {"batch_size": 64}, "batch_size cannot be fixed: search hparams varies"),
+        ("hparams", {"discriminator_lr": 1e-3}, "discriminator_lr cannot be fixed"),
+        ("baseline", {"generator_lr": 0}, "generator_lr is 0; allowed is a finite number above 0"),
+    ],
+)
+def test_bad_searches_are_refused(name: str, settings: dict[str, Any], message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        make_search(name, DEMO, PRECISIONS, settings)
