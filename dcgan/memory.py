@@ -1,5 +1,6 @@
 """Peak memory of a run: what the allocator saw on CUDA, the resident set of the process elsewhere."""
 
+import contextlib
 import re
 import resource
 import sys
@@ -14,8 +15,9 @@ def reset_peak(device: torch.device) -> None:
     """Starts the peak afresh, so that a reused process does not report an earlier run's. Only Linux and CUDA can."""
     if device.type == "cuda":
         torch.cuda.reset_peak_memory_stats(device)
-    elif (PROC / "clear_refs").exists():
-        (PROC / "clear_refs").write_text("5")  # 5 resets the peak resident set; see proc(5)
+    elif PROC.exists():
+        with contextlib.suppress(OSError):  # some containers forbid it; the peak then includes the process's earlier runs
+            (PROC / "clear_refs").write_text("5")  # 5 resets the peak resident set; see proc(5)
 
 
 def peak_bytes(device: torch.device) -> int:

@@ -69,10 +69,14 @@ class Plan:
         return self.search.grid_points() if self.sampler == "grid" else [self.search.baseline()]
 
     def expected_epochs(self) -> float:
-        """Epochs of a trial on average, if each rung passed on exactly its share."""
-        ends = [*self.rungs, self.epochs]
-        lengths = [end - start for start, end in zip([0, *ends], ends, strict=False)]
-        return float(sum(length / REDUCTION_FACTOR**rung for rung, length in enumerate(lengths)))
+        """Epochs of a trial on average, if trials came in no order: the i-th at a rung is among the best third of those
+        before it with probability 1/i for the first few, and 1/3 after."""
+        arrivals, epochs, before = float(self.num_trials), 0.0, 0
+        for rung in [*self.rungs, self.epochs]:
+            epochs += arrivals * (rung - before)
+            before = rung
+            arrivals = sum(1 / min(i, REDUCTION_FACTOR) for i in range(1, round(arrivals) + 1))
+        return epochs / self.num_trials
 
 
 def resources(gpus_per_trial: float, max_concurrent: int | None) -> tuple[int, int, float]:

@@ -1,5 +1,6 @@
 """What a person sees while a search runs: trials, rungs, the best so far and the time left."""
 
+import shutil
 import sys
 import time
 from typing import Any
@@ -93,7 +94,8 @@ class Progress(ray_tune.Callback):
 
     def _status(self, trials: list[Trial]) -> None:
         if sys.stdout.isatty():
-            print(f"\r\x1b[K{self.status(trials)}", end="", flush=True)
+            width = shutil.get_terminal_size().columns - 1  # a wrapped line could not be overwritten
+            print(f"\r\x1b[K{self.status(trials)[:width]}", end="", flush=True)
         elif time.monotonic() - self.printed > QUIET_SECONDS:
             self.printed = time.monotonic()
             print(self.status(trials), flush=True)

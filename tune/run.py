@@ -122,7 +122,10 @@ def saved_arguments(args: argparse.Namespace) -> argparse.Namespace:
     if not file.is_file():
         there = ", ".join(sorted(path.parent.name for path in storage.glob(f"*/{SEARCH_FILE}"))) or "none"
         raise FileNotFoundError(f"no search {args.resume!r} in {storage}; there: {there}")
-    saved = json.loads(file.read_text())["arguments"]
+    try:
+        saved = json.loads(file.read_text())["arguments"]
+    except (ValueError, KeyError) as error:
+        raise ValueError(f"{file} is damaged ({error}); its trials can still be read by python -m analysis.tables") from error
     data_dir = Path(saved["data_dir"]) if saved["data_dir"] else None
     return argparse.Namespace(**saved | {"data_dir": data_dir, "storage": args.storage, "name": args.resume})
 
@@ -164,8 +167,11 @@ def run(args: argparse.Namespace, parser: argparse.ArgumentParser) -> int:
     from tune.runner import run_plan  # Ray takes 2 s to import, which --help and errors need not wait for
 
     print(flush=True)
-    interrupted = run_plan(plan)
-    found = answer(plan)
+    try:
+        interrupted = run_plan(plan)
+    except KeyboardInterrupt:  # before Ray was up, or for the second time
+        interrupted = True
+    found = any(plan.folder.glob("trial_*")) and answer(plan)
     if interrupted:
         print(f"\nstopped; go on with: {parser.prog} --resume {plan.folder.name} --storage {plan.folder.parent}")
         return 130
