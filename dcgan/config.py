@@ -6,6 +6,7 @@ The defaults are the baseline: DCGAN (Radford et al. 2016, arXiv 1511.06434) of 
 import dataclasses
 import json
 import math
+import sys
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -91,7 +92,7 @@ class TrainConfig:
             raise ValueError("batch_size is 1; batch norm needs at least 2 images a batch")
         for name in ("generator_lr", "discriminator_lr"):
             rate = getattr(self, name)
-            if not (rate > 0 and math.isfinite(rate)):
+            if not 0 < rate < math.inf or rate > sys.float_info.max:  # an int can be larger than any float
                 raise ValueError(f"{name} is {rate}; allowed is a finite number above 0, such as 2e-4")
         for name in ("beta1", "beta2", "rmsprop_alpha", "ema_decay"):
             decay = getattr(self, name)
@@ -128,7 +129,10 @@ class TrainConfig:
             raise ValueError(f"{found} is not valid JSON: {error}") from None
         if not isinstance(values, dict):
             raise ValueError(f"{found} holds {type(values).__name__}; expected a JSON object of config keys")
-        return cls.from_dict(values)
+        try:
+            return cls.from_dict(values)
+        except ValueError as error:
+            raise ValueError(f"{found}: {error}") from None
 
     def to_dict(self) -> dict[str, Any]:
         """All fields by name, as plain JSON values."""

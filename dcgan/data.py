@@ -31,6 +31,7 @@ MNIST_SHA256 = {
     "t10k-images-idx3-ubyte": "0fa7898d509279e482958e8ce81c8e77db3f2f8254e26661ceb7762c4d494ce7",
     "t10k-labels-idx1-ubyte": "ff7bcfd416de33731a308c3f266cc351222c34898ecbeaf847f06e48f7ec33f2",
 }
+LOCK = "mnist.lock"
 DOWNLOAD_TIMEOUT_SECONDS = 20.0  # without it, a network that swallows packets stalls the start for many minutes
 
 
@@ -98,22 +99,28 @@ def to_unit_range(images: Tensor) -> Tensor:
 
 
 def _load_mnist(split: str, data_dir: Path) -> tuple[Tensor, Tensor]:
-    from torchvision.datasets import MNIST  # 1 s of import, needed by few commands
+    from torchvision.datasets.mnist import read_image_file, read_label_file  # 1 s of import, needed by few commands
 
     folder = data_dir / "MNIST" / "raw"
     if _missing(folder):
         _fetch_mnist(data_dir, folder)
-    kind = "t10k" if split == "test" else "train"
-    for name, expected in MNIST_SHA256.items():
-        if name.startswith(kind) and hashlib.sha256((folder / name).read_bytes()).hexdigest() != expected:
-            raise OSError(f"{folder / name} is damaged or truncated (its sha256 is wrong); delete it, and it is fetched again")
-    data = MNIST(str(data_dir), train=split != "test")
-    part = {"train": slice(None, -MNIST_VALIDATION), "validation": slice(-MNIST_VALIDATION, None)}.get(split, slice(None))
-    return data.data[part], data.targets[part]
+    images, labels = (name for name in MNIST_SHA256 if name.startswith("t10k" if split == "test" else "train"))
+    if _damaged(folder, images, labels) and os.access(data_dir, os.W_OK):
+        with FileLock(data_dir / LOCK):
+            pass  # another process was perhaps still writing them
+    for name in _damaged(folder, images, labels):
+        raise OSError(f"{folder / name} is damaged or truncated (its sha256 is wrong); delete it to have it fetched again")
+    whole = slice(None)
+    part = {"train": slice(-MNIST_VALIDATION), "validation": slice(-MNIST_VALIDATION, None)}.get(split, whole)
+    return read_image_file(str(folder / images))[part], read_label_file(str(folder / labels))[part]
 
 
 def _missing(folder: Path) -> list[str]:
     return [name for name in MNIST_SHA256 if not (folder / name).is_file()]
+
+
+def _damaged(folder: Path, *names: str) -> list[str]:
+    return [n for n in names if hashlib.sha256((folder / n).read_bytes()).hexdigest() != MNIST_SHA256[n]]
 
 
 def _fetch_mnist(data_dir: Path, folder: Path) -> None:
@@ -121,7 +128,7 @@ def _fetch_mnist(data_dir: Path, folder: Path) -> None:
 
     try:
         data_dir.mkdir(parents=True, exist_ok=True)
-        with FileLock(data_dir / "mnist.lock"):
+        with FileLock(data_dir / LOCK):
             if not _missing(folder):
                 return  # another process fetched it while this one waited
             before = socket.getdefaulttimeout()

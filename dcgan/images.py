@@ -38,5 +38,6 @@ def interpolate(generator: Generator, latent_size: int, steps: int, rows: int, s
     a, b = torch.randn(2, rows, 1, latent_size, generator=torch.Generator().manual_seed(seed))  # (rows, 1, Z)
     angle = torch.nn.functional.cosine_similarity(a, b, dim=-1).acos()[..., None]  # (rows, 1, 1)
     t = torch.linspace(0, 1, steps)[:, None]  # (steps, 1)
-    noise = (((1 - t) * angle).sin() * a + (t * angle).sin() * b) / angle.sin()  # (rows, steps, Z)
+    arc = (((1 - t) * angle).sin() * a + (t * angle).sin() * b) / angle.sin()  # (rows, steps, Z)
+    noise = torch.where(angle.sin() > 1e-3, arc, (1 - t) * a + t * b)  # no circle through (nearly) parallel noises
     return generate(generator, noise.flatten(0, 1))

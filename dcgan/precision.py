@@ -74,23 +74,23 @@ def set_up(precision: str, device: torch.device) -> None:
         raise ValueError(reason)
     if reason := absurdly_slow(precision, device):
         warnings.warn(f"{reason}; use float32", stacklevel=2)
-    _allow_tf32(precision == "tf32")
+    _allow_tf32(precision == "tf32", precision == "tf32")
 
 
 @contextlib.contextmanager
 def full_float32() -> Iterator[None]:
     """Float32 products without TF32's rounding, whatever `set_up` chose: metrics must not depend on the precision."""
-    before = torch.backends.cudnn.allow_tf32
-    _allow_tf32(False)
+    before = torch.backends.cuda.matmul.allow_tf32, torch.backends.cudnn.allow_tf32
+    _allow_tf32(False, False)
     try:
         yield
     finally:
-        _allow_tf32(before)
+        _allow_tf32(*before)
 
 
-def _allow_tf32(allowed: bool) -> None:
-    torch.backends.cuda.matmul.allow_tf32 = allowed
-    torch.backends.cudnn.allow_tf32 = allowed
+def _allow_tf32(products: bool, convolutions: bool) -> None:
+    torch.backends.cuda.matmul.allow_tf32 = products
+    torch.backends.cudnn.allow_tf32 = convolutions
 
 
 def autocast(precision: str, device: torch.device) -> torch.autocast:

@@ -67,7 +67,8 @@ def main() -> None:
         try:
             run(args)
         except KeyboardInterrupt:
-            print(f"\nstopped; go on with: {parser.prog} --resume --out {args.out}", file=sys.stderr)
+            kept = (args.out / checkpoint.NAME).exists()
+            print(f"\nstopped; go on with: {parser.prog} --resume --out {args.out}" if kept else "\nstopped", file=sys.stderr)
             sys.exit(130)
 
 
@@ -77,7 +78,11 @@ def run(args: argparse.Namespace) -> None:
     out: Path = args.out
     if args.samples_every < 0:
         raise ValueError(f"--samples-every is {args.samples_every}; allowed is 0 or more")
-    if not args.resume and (out / checkpoint.NAME).exists():
+    if args.resume and args.config:
+        raise ValueError(f"--config {args.config} does not go with --resume: the run in {out} has its own settings")
+    if args.resume:
+        checkpoint.check_same_run(out, checkpoint.load(out)["config"], config)
+    elif (out / checkpoint.NAME).exists():
         raise ValueError(f"{out} already holds a run; go on with it by --resume, or choose another folder by --out")
     out.mkdir(parents=True, exist_ok=True)
     device = default_device()

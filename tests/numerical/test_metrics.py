@@ -137,7 +137,7 @@ def frechet_nuclear(real: NDArray[np.float64], fake: NDArray[np.float64]) -> flo
 def test_frechet_distance_agrees_with(other: Callable[[NDArray[np.float64], NDArray[np.float64]], float], pair: Pair) -> None:
     expected = other(pair.real.double().numpy(), pair.fake.double().numpy())
     # a zero eigenvalue comes out at about 1e-16, so its root at 1e-8: singular covariances cost half of the digits
-    assert frechet(*pair) == pytest.approx(expected, rel=1e-7, abs=1e-7)
+    assert frechet(*pair) == pytest.approx(expected, rel=1e-6)
 
 
 @pytest.mark.parametrize(
@@ -168,8 +168,9 @@ def test_frechet_distance_of_commuting_gaussians_has_a_closed_form(
 @pytest.mark.parametrize("name", CASES)
 def test_frechet_distance_of_a_moved_set_is_the_move_squared(name: str) -> None:
     real = draw(CASES[name]).real.double()
-    assert frechet(real, real) == pytest.approx(0, abs=1e-5)
-    assert frechet(real, real + 0.5) == pytest.approx(0.25 * real.shape[1], abs=1e-5)
+    rounding = 1e-4 if name == "singular" else 1e-9  # the roots of 68 zero eigenvalues: -3e-6 measured
+    assert frechet(real, real) == pytest.approx(0, abs=rounding)
+    assert frechet(real, real + 0.5) == pytest.approx(0.25 * real.shape[1], abs=rounding)
 
 
 def test_gaussian_agrees_with_numpy(pair: Pair) -> None:
@@ -209,11 +210,11 @@ def kernel_torch_fidelity(real: NDArray[np.float64], fake: NDArray[np.float64]) 
 
 
 def assert_same_kernel_distance(pair: Pair, expected: float) -> None:
-    """Equal up to float32's rounding of the kernel, which is what cancels in the distance."""
+    """Equal up to float32's rounding of single kernels, which cancels in a double sum and would grow in a float32 one."""
     x = pair.real.double()
     size = (x.square().sum(1) / x.shape[1] + 1).pow(3).mean().item()  # mean kernel of an item with itself
-    assert metrics.kernel_distance(*pair) == pytest.approx(expected, abs=1e-7 * size)
-    assert metrics.kernel_distance(*pair, metrics.within_kernel_mean(pair.real)) == pytest.approx(expected, abs=1e-7 * size)
+    assert metrics.kernel_distance(*pair) == pytest.approx(expected, abs=1e-8 * size)
+    assert metrics.kernel_distance(*pair, metrics.within_kernel_mean(pair.real)) == pytest.approx(expected, abs=1e-8 * size)
 
 
 def test_kernel_distance_agrees_with_numpy(pair: Pair) -> None:
@@ -231,7 +232,7 @@ def test_kernel_distance_of_equal_counts_agrees_with(
 
 
 def test_kernel_distance_of_equal_distributions_is_zero_on_average() -> None:
-    """The diagonal is left out; with it, halves of 100 items would average +0.14 instead."""
+    """The diagonal is left out; with it, halves of 100 items would average +0.16 instead."""
     halves = [
         metrics.kernel_distance(*torch.randn(200, 8, generator=torch.Generator().manual_seed(s)).split(100)) for s in range(200)
     ]
@@ -257,6 +258,15 @@ def test_distances_never_hide_what_is_not_finite(
     value = value_or_nan(lambda: metric(*clean._replace(**{side: spoilt})))
     assert not math.isfinite(value)
     assert math.isfinite(metric(*clean))
+
+
+@pytest.mark.parametrize("side", [0, 1], ids=["real", "fake"])
+@pytest.mark.parametrize("part", ["mean", "covariance"])
+def test_frechet_distance_hides_neither_mean_nor_covariance(side: int, part: str) -> None:
+    """One by one, since statistics of spoilt features are spoilt in both."""
+    sides = [metrics.gaussian(features) for features in draw(Case(40, 60, 8))]
+    getattr(sides[side], part)[:] = math.nan
+    assert not math.isfinite(value_or_nan(lambda: metrics.frechet_distance(*sides)))
 
 
 def test_one_pixel_that_is_not_finite_shows_in_the_score(reference: Reference, held_out: Split) -> None:
@@ -508,3 +518,12 @@ def test_features_of_any_size_and_of_colour(size: int, channels: int, agreement:
     assert (probabilities.argmax(1) == as_they_are.probabilities.argmax(1)).double().mean() >= agreement
     if size == 28:
         torch.testing.assert_close(features, as_they_are.features, rtol=1e-4, atol=1e-4)
+
+
+def test_colours_count_alike(held_out: Split) -> None:
+    """Three different channels are read as their mean."""
+    unit = held_out.images[:150].float() / 127.5 - 1
+    coloured = unit.reshape(50, 3, 28, 28)
+    found = extract(load_yardstick(CPU), coloured)
+    grey = extract(load_yardstick(CPU), coloured.sum(1, keepdim=True) / 3)
+    torch.testing.assert_close(found.features, grey.features, rtol=1e-4, atol=1e-4)

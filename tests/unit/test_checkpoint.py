@@ -2,6 +2,7 @@
 
 import contextlib
 import dataclasses
+import io
 import os
 import re
 import resource
@@ -80,19 +81,8 @@ def test_a_run_is_saved_and_loaded_unchanged(trained: Path, tmp_path: Path) -> N
 
 
 @contextlib.contextmanager
-def full_disk() -> Iterator[None]:
-    def save(content: object, file: Any) -> None:
-        file.write(b"PK\3\4 half a checkpoint")
-        raise OSError(28, "No space left on device")
-
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(torch, "save", save)
-        yield
-
-
-@contextlib.contextmanager
 def file_size_limit() -> Iterator[None]:
-    """The system's own refusal part way, of which PyTorch makes a RuntimeError."""
+    """Makes the system refuse part way, as on a full disk."""
     soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
     resource.setrlimit(resource.RLIMIT_FSIZE, (40_000, hard))
     try:
@@ -101,26 +91,15 @@ def file_size_limit() -> Iterator[None]:
         resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
 
 
-@pytest.mark.parametrize(
-    ("failure", "message"), [(full_disk, "No space left on device"), (file_size_limit, "File too large|unexpected pos")]
-)
-def test_a_failed_write_leaves_the_old_file_and_nothing_else(
-    tmp_path: Path, failure: Callable[[], contextlib.AbstractContextManager[None]], message: str
-) -> None:
+def test_a_failed_write_leaves_the_old_file_and_nothing_else(tmp_path: Path) -> None:
     path = checkpoint.save({"epoch": 1, "weights": torch.ones(10)}, tmp_path)
     before = path.read_bytes()
-    with pytest.raises((OSError, RuntimeError), match=message), failure():
+    with pytest.raises(OSError, match="File too large"), file_size_limit():
         checkpoint.save({"epoch": 2, "weights": torch.ones(100_000)}, tmp_path)
     assert path.read_bytes() == before
     assert list(tmp_path.iterdir()) == [path]
     checkpoint.save({"epoch": 3, "weights": torch.ones(100_000)}, tmp_path)
     assert content_of(path)["epoch"] == 3
-
-
-@pytest.mark.xfail(strict=True, raises=RuntimeError, reason="bug: torch.save hides the cause: 'unexpected pos 768 vs 662'")
-def test_a_failed_write_is_an_os_error_with_its_cause(tmp_path: Path) -> None:
-    with pytest.raises(OSError, match="File too large"), file_size_limit():
-        checkpoint.save({"weights": torch.ones(100_000)}, tmp_path)
 
 
 # --- damage
@@ -166,19 +145,14 @@ def test_a_flipped_byte_in_what_is_stored_is_noticed(trained: Path, tmp_path: Pa
         checkpoint.load(path)
 
 
-def test_a_flipped_byte_is_noticed_or_without_effect(trained: Path, tmp_path: Path) -> None:
-    original, whole = trained.read_bytes(), checkpoint.load(trained)
-    path, noticed = tmp_path / "flipped.pt", 0
-    places = range(0, len(original), len(original) // 150)
-    for place in places:
+def test_a_flipped_bit_anywhere_is_noticed(trained: Path, tmp_path: Path) -> None:
+    original, path = trained.read_bytes(), tmp_path / "flipped.pt"
+    for place in range(0, len(original), len(original) // 300):
         content = bytearray(original)
-        content[place] ^= 0x01
+        content[place] ^= 1 << place % 8
         path.write_bytes(content)
-        try:
-            assert same(checkpoint.load(path), whole), place  # padding, dates and suchlike
-        except ValueError:
-            noticed += 1
-    assert noticed > 0.75 * len(places)
+        with pytest.raises(ValueError, match=damaged(path)):
+            checkpoint.load(path)
 
 
 def in_directory(content: bytes, field: int) -> int:
@@ -186,7 +160,6 @@ def in_directory(content: bytes, field: int) -> int:
     return content.rindex(b"PK\1\2", 0, content.rindex(b"archive/data/0")) + field
 
 
-@pytest.mark.xfail(strict=True, reason="bug: damage to the archive's directory slips past the checks of load")
 @pytest.mark.parametrize(
     ("find", "bit"),
     [
@@ -207,6 +180,13 @@ def test_a_flipped_bit_in_the_directory_is_noticed(
         checkpoint.load(path)
 
 
+def write_sealed(content: object, path: Path) -> None:
+    """Writes anything as a whole, undamaged file."""
+    buffer = io.BytesIO()
+    torch.save(content, buffer)
+    path.write_bytes(checkpoint.seal(buffer.getvalue()))
+
+
 class Malicious:
     def __init__(self, folder: Path) -> None:
         self.folder = folder
@@ -217,24 +197,26 @@ class Malicious:
 
 def test_code_in_a_file_is_not_executed(tmp_path: Path) -> None:
     path, trap = tmp_path / "evil.pt", tmp_path / "executed"
-    torch.save({"version": 1, "config": Malicious(trap)}, path)
-    with pytest.raises(ValueError, match=damaged(path)):
+    write_sealed({"version": 1, "config": Malicious(trap)}, path)
+    with pytest.raises(ValueError, match=f"^{re.escape(str(path))} is no checkpoint of dcgan: it holds more than tensors"):
         checkpoint.load(path)
     assert not trap.exists()
     torch.load(path, weights_only=False)
     assert trap.exists()  # the trap works
 
 
-BUG = pytest.mark.xfail(strict=True, raises=IndexError, reason="bug: a tensor indexed by 'version' raises IndexError")
+def test_pytorch_alone_can_read_a_checkpoint(trained: Path) -> None:
+    assert torch.load(trained, weights_only=True)["config"] == CONFIG.to_dict()
 
 
-@pytest.mark.parametrize(
-    "content", [{}, {"weights": torch.ones(2)}, [1, 2], 3, "text", None, pytest.param(torch.tensor(1.0), marks=BUG)]
-)
+@pytest.mark.parametrize("content", [{}, {"weights": torch.ones(2)}, [1, 2], 3, "text", None, torch.tensor(1.0)])
 def test_other_content_is_no_checkpoint(tmp_path: Path, content: object) -> None:
     path = tmp_path / "other.pt"
     torch.save(content, path)
     with pytest.raises(ValueError, match=damaged(path)):
+        checkpoint.load(path)
+    write_sealed(content, path)
+    with pytest.raises(ValueError, match=f"^{re.escape(str(path))} has checkpoint version None"):
         checkpoint.load(path)
 
 
@@ -251,7 +233,7 @@ def test_other_files_are_no_checkpoint(tmp_path: Path) -> None:
 
 def test_another_version_is_refused(tmp_path: Path) -> None:
     path = tmp_path / "checkpoint.pt"
-    torch.save({"version": 2}, path)
+    write_sealed({"version": 2}, path)
     with pytest.raises(ValueError, match=f"^{re.escape(str(path))} has checkpoint version 2; this code reads version 1$"):
         checkpoint.load(tmp_path)
 

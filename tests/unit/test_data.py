@@ -384,7 +384,6 @@ def test_a_damaged_download_is_not_taken(
     assert downloads.total() == 1
 
 
-@pytest.mark.xfail(strict=True, raises=OSError, reason="bug: files are looked for, and read, outside the lock")
 def test_a_file_that_another_process_is_writing_is_waited_for(tmp_path: Path, raw: Path) -> None:
     whole = (raw / NAMES[0]).read_bytes()
     (raw / NAMES[0]).write_bytes(whole[: len(whole) // 2])

@@ -82,13 +82,10 @@ def test_autocast_is_in_effect_inside_the_context(name: str, dtype: torch.dtype)
     assert torch.nn.functional.conv2d(ones, kernel).dtype == torch.float32
 
 
-BUG = pytest.mark.xfail(strict=True, reason="bug: both switches are set to cudnn's, so PyTorch's default turns TF32 on")
-
-
 @pytest.mark.parametrize("fails", [False, True])
 @pytest.mark.parametrize(
     ("matmul", "cudnn"),
-    [(False, False), (True, True), pytest.param(False, True, marks=BUG), pytest.param(True, False, marks=BUG)],
+    [(False, False), (True, True), (False, True), (True, False)],
 )
 def test_full_float32_restores_both_switches(matmul: bool, cudnn: bool, fails: bool) -> None:
     set_switches(matmul, cudnn)
