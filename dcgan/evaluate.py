@@ -68,8 +68,14 @@ def generate(generator: nn.Module, noise: Tensor) -> Tensor:
 
 @torch.inference_mode()
 def score(images: Tensor, reference: Reference) -> Row:
-    """All quality metrics of images (M, C, S, S), uint8 or in [-1, 1], against the reference, by column name."""
+    """All quality metrics of images (M, C, S, S), uint8 or in [-1, 1], against the reference, by column name.
+
+    Raises:
+        FloatingPointError: a non-finite value in an image, which some metrics would hide.
+    """
     features, probabilities = extract(load_yardstick(images.device), images)
+    if not features.isfinite().all():
+        raise FloatingPointError("training diverged: G generates non-finite values; try a lower learning rate")
     radii = metrics.neighbour_radii(features)
     near = metrics.manifold(reference.features, features, reference.radii, radii)
     shares = metrics.digit_shares(probabilities)
@@ -91,14 +97,11 @@ def evaluate(generator: nn.Module, config: TrainConfig, reference: Reference) ->
     """Generates from the fixed noise and scores: the metrics of a row.
 
     Raises:
-        FloatingPointError: an image holds a non-finite value.
+        FloatingPointError: as `score`.
     """
     noise = evaluation_noise(len(reference.features), config.latent_size, reference.features.device)
     with full_float32():
-        images = generate(generator, noise)
-        if not images.isfinite().all():
-            raise FloatingPointError("training diverged: G generates non-finite values; try a lower learning rate")
-        return score(images, reference)
+        return score(generate(generator, noise), reference)
 
 
 def protocol(reference: Reference) -> Row:

@@ -1,7 +1,7 @@
 """Quality metrics of generated images: pure functions of feature and probability arrays, on any device.
 
 Shapes: N real and M generated images, F features. Every function takes float32 tensors; what is summed over many items or
-subtracted is in float64. Nothing is masked: a non-finite input gives a non-finite metric or an error.
+subtracted is in float64. Features are expected to be finite: `dcgan.evaluate.score` refuses others.
 
 - Fréchet distance: Heusel et al. 2017, arXiv 1706.08500, equation 6 (without the square root).
 - Kernel distance (KID): Bińkowski et al. 2018, arXiv 1801.01401, the unbiased estimator over all pairs.
@@ -48,7 +48,8 @@ def frechet_distance(real: Gaussian, fake: Gaussian) -> float:
     """|m1 - m2|^2 + tr(C1 + C2 - 2 (C1 C2)^(1/2)), the squared 2-Wasserstein distance of two Gaussians.
 
     tr (C1 C2)^(1/2) is the sum of the roots of the eigenvalues of the symmetric R C2 R with R = C1^(1/2), which stays real
-    where the covariances are singular. Rounding can leave the distance of equal sets at about -1e-13.
+    where the covariances are singular. Rounding can leave the distance of equal sets a little below 0: by about 1e-11, or
+    1e-6 where they are singular.
     """
     values, vectors = torch.linalg.eigh(real.covariance)
     root = (vectors * values.clamp(min=0).sqrt()) @ vectors.T  # (F, F)
@@ -137,7 +138,8 @@ def kl_from_uniform(shares: Tensor) -> float:
 def collapsed(shares: Tensor, real_radii: Tensor, fake_radii: Tensor) -> bool:
     """Mode collapse: fewer than half of the digits appear, or the typical image nearly repeats its neighbours.
 
-    The second part catches one perfect image of each digit, over and over, which the histogram cannot see.
+    The second part catches one perfect image of each digit, over and over, which neither the histogram nor, by much, the
+    Fréchet distance can see. It looks at the fifth neighbour, so up to five copies of an image pass.
     """
     repeats = bool(fake_radii.median() < REPEAT_RATIO * real_radii.median())
     return digits_covered(shares) < DIGITS // 2 or repeats

@@ -100,7 +100,7 @@ def pack(tensors: dict[str, Tensor]) -> bytes:
     dtypes = {torch.float32: "F32", torch.int64: "I64"}
     header, body = {}, b""
     for name, tensor in tensors.items():
-        raw = tensor.contiguous().numpy().tobytes()
+        raw = tensor.numpy().tobytes()
         offsets = [len(body), len(body) + len(raw)]
         header[name] = {"dtype": dtypes[tensor.dtype], "shape": list(tensor.shape), "data_offsets": offsets}
         body += raw
@@ -110,7 +110,7 @@ def pack(tensors: dict[str, Tensor]) -> bytes:
 
 
 def unpack(content: bytes) -> dict[str, Tensor]:
-    """The tensors of a safetensors file's content, by name."""
+    """The tensors of a file that `pack` made, by name."""
     dtypes = {"F32": torch.float32, "I64": torch.int64}
     start = 8 + struct.unpack_from("<Q", content)[0]
     tensors = {}

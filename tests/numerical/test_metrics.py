@@ -168,7 +168,7 @@ def test_frechet_distance_of_commuting_gaussians_has_a_closed_form(
 @pytest.mark.parametrize("name", CASES)
 def test_frechet_distance_of_a_moved_set_is_the_move_squared(name: str) -> None:
     real = draw(CASES[name]).real.double()
-    rounding = 1e-4 if name == "singular" else 1e-9  # the roots of 68 zero eigenvalues: -3e-6 measured
+    rounding = 1e-4 if name == "singular" else 1e-9  # the roots of 69 zero eigenvalues: -3e-6 measured
     assert frechet(real, real) == pytest.approx(0, abs=rounding)
     assert frechet(real, real + 0.5) == pytest.approx(0.25 * real.shape[1], abs=rounding)
 

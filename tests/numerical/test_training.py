@@ -125,7 +125,7 @@ def test_loop_does_what_a_textbook_loop_does(optimizer: str) -> None:
     for ours, theirs, start in zip((state.generator, state.discriminator), textbook, build(config), strict=True):
         a, b = movement(ours, start), movement(theirs, start)
         assert torch.cosine_similarity(a, b, dim=0) > 0.999
-        assert a.norm() == pytest.approx(b.norm(), rel=1e-3)
+        assert a.norm().item() == pytest.approx(b.norm().item(), rel=1e-3)
         for (name, x), y in zip(ours.named_buffers(), theirs.buffers(), strict=True):
             torch.testing.assert_close(x, y, rtol=1e-2, atol=1e-4, msg=lambda text, name=name: f"{name}: {text}")
     assert means["discriminator_loss"] == pytest.approx(np.mean(losses), rel=1e-4)
