@@ -6,7 +6,7 @@ Shapes: N batch, Z latent size, C channels, S image size.
 import copy
 import math
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -216,7 +216,7 @@ def restore(state: State, config: TrainConfig, path: Path) -> None:
     state.history, state.best = saved["history"], saved["best"]
 
 
-def _check_finite(values: Row, epoch: int) -> None:
-    bad = [f"{name} is {value}" for name, value in values.items() if isinstance(value, float) and not math.isfinite(value)]
-    if bad:
-        raise FloatingPointError(f"training diverged in epoch {epoch}: {', '.join(bad)}; try a lower learning rate")
+def _check_finite(values: Mapping[str, Any], epoch: int) -> None:
+    for name, value in values.items():
+        if not math.isfinite(value):
+            raise FloatingPointError(f"training diverged in epoch {epoch}: {name} is {value}; try a lower learning rate")

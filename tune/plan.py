@@ -126,7 +126,7 @@ def _choices(distribution: BaseDistribution | None) -> list[Any]:
 def seconds_per_epoch(plan: Plan, device: torch.device, samples: int = 4) -> float:
     """Measured time of one epoch with its evaluation on this machine, mean over a few random configs of the space.
 
-    Each trains two small batches after one to warm up; the evaluation is timed once.
+    Each is evaluated once and trains two small batches, after one to warm up.
     """
     threads_before = torch.get_num_threads()
     torch.set_num_threads(plan.cpus)
@@ -141,12 +141,13 @@ def _one_epoch(config: TrainConfig, data: Source) -> float:
     small = dataclasses.replace(config, batch_size=min(64, config.batch_size), precision="float32")
     images, reference = load_split(data, "train").images, load_reference(data, "validation")
     state = new_state(small, data.device)
+    start = time.perf_counter()
+    evaluate(state.generator, small, reference)  # before training, which may diverge
+    evaluated = time.perf_counter() - start
     train_epoch(state, small, images[: small.batch_size])
     start = time.perf_counter()
     train_epoch(state, small, images[: 2 * small.batch_size])
-    trained = time.perf_counter()
-    evaluate(state.generator, small, reference)
-    return (trained - start) * len(images) / (2 * small.batch_size) + time.perf_counter() - trained
+    return evaluated + (time.perf_counter() - start) * len(images) / (2 * small.batch_size)
 
 
 def describe(plan: Plan, chosen: str, cost: float) -> str:

@@ -89,7 +89,7 @@ def read_plan(args: argparse.Namespace, device: torch.device) -> tuple[Plan, str
         seed=args.seed,
         data_dir=args.data_dir.absolute() if args.data_dir else None,
         folder=args.storage.expanduser().absolute() / name,
-        slots=slots,
+        slots=min(slots, args.num_trials or wanted),
         cpus=cpus,
         gpus=gpus,
     )

@@ -34,7 +34,7 @@ def run_plan(plan: Plan) -> bool:
     Raises:
         OSError: the search's files cannot be written or read.
     """
-    with local_ray(plan), stop_signals() as stopped:
+    with local_ray(), stop_signals() as stopped:
         tuner(plan).fit()
     return bool(stopped)
 
@@ -88,9 +88,17 @@ def restorable(folder: Path) -> bool:
 
 
 @contextlib.contextmanager
-def local_ray(plan: Plan) -> Iterator[None]:
+def local_ray() -> Iterator[None]:
     """Ray on this machine (or the cluster that RAY_ADDRESS names), with its own chatter off."""
-    ray.init(include_dashboard=False, log_to_driver=False, logging_level=logging.ERROR)
+    try:
+        ray.init(include_dashboard=False, log_to_driver=False, logging_level=logging.ERROR)
+    except OSError as error:
+        raise OSError(
+            f"Ray could not start: {error}; it needs a home folder (HOME) and a temporary one it can write"
+        ) from error
+    # A failed trial is told by tune.progress, and its traceback kept in error.txt.
+    logging.getLogger("ray.tune.execution.tune_controller").setLevel(logging.CRITICAL)
+    logging.getLogger("ray.tune.tune").addFilter(lambda record: "Trials did not complete" not in record.getMessage())
     try:
         yield
     finally:
