@@ -139,7 +139,7 @@ def _fetch_mnist(data_dir: Path, folder: Path) -> None:
                 socket.setdefaulttimeout(before)
     except (OSError, RuntimeError) as error:  # torchvision wraps a failed download in RuntimeError
         raise FileNotFoundError(
-            f"MNIST is not in {folder} (missing: {', '.join(_missing(folder))}) and could not be fetched ({error}). "
-            f"Put the four files {', '.join(MNIST_SHA256)} there, or name the folder above MNIST/raw with --data-dir or "
-            f"{DATA_DIR_VARIABLE}, or take the digits in the package: --dataset mnist-mini"
+            f"MNIST is not in {folder} and could not be fetched. Put the four files {', '.join(MNIST_SHA256)} there, or name "
+            f"the folder above MNIST/raw by --data-dir or {DATA_DIR_VARIABLE}, or take the digits in the package: "
+            f"--dataset mnist-mini. Missing: {', '.join(_missing(folder))}; fetching said: {error}"
         ) from error

@@ -114,9 +114,12 @@ def preflight(plan: Plan, device: torch.device) -> None:
     largest = max([base.batch_size, *_choices(plan.search.axes.get("batch_size"))])
     if largest > len(images):
         raise ValueError(f"batch_size is {largest}; the training split of {base.dataset} holds {len(images)} images")
-    plan.folder.parent.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryFile(dir=plan.folder.parent):
-        pass  # it could be written
+    try:
+        plan.folder.parent.mkdir(parents=True, exist_ok=True)
+        tempfile.TemporaryFile(dir=plan.folder.parent).close()
+    except OSError as error:
+        storage = plan.folder.parent
+        raise OSError(f"results cannot be written to {storage} ({error.strerror}); choose a folder by --storage") from error
 
 
 def _choices(distribution: BaseDistribution | None) -> list[Any]:

@@ -58,8 +58,11 @@ def no_network(monkeypatch: pytest.MonkeyPatch) -> None:
             "batch_size is 9000; the training split of mnist-mini holds 8000",
         ),
         (["--search", "hparams", "--set", "image_size=30"], "image_size is 30; allowed is a multiple of 4"),
-        (["--search", "hparams", "--storage", "{file}"], "Not a directory"),
-        (["--search", "hparams", "--storage", "/proc/nowhere"], "/proc/nowhere"),
+        (
+            ["--search", "hparams", "--storage", "{file}"],
+            "results cannot be written to {file} (File exists); choose a folder by --storage",
+        ),
+        (["--search", "hparams", "--storage", "/proc/nowhere"], "results cannot be written to /proc/nowhere (No such file"),
         (["--search", "hparams", "--dataset", "mnist", "--data-dir", "{empty}"], "MNIST is not in {empty}/MNIST/raw"),
         (["--search", "hparams", "--set", "precision=float16"], "precision float16 needs a CUDA GPU"),
         (["--search", "hparams", "--set", "precision=tf32"], "precision tf32 needs a CUDA GPU"),

@@ -203,3 +203,4 @@ def test_the_readmes_main_job(tmp_path: Path) -> None:
     assert len(table) == 10
     assert table["fid"][0] < 25  # noise is above 150, real training digits 0.3
     assert f"everything is in {folder}" in output
+    assert re.search(r"^\d.* · trials \d+/10 · reached epoch 2:\d+  6:\d+  9:\d+ · best fid .* left$", output, re.MULTILINE)
