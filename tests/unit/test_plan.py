@@ -98,7 +98,7 @@ def test_preflight_refuses_what_would_make_every_trial_fail(tmp_path: Path) -> N
         preflight(make_plan(tmp_path, search="baseline", batch_size=9000), CPU)
     (tmp_path / "file").touch()
     blocked = dataclasses.replace(make_plan(tmp_path), folder=tmp_path / "file" / "run")
-    with pytest.raises(OSError, match="results cannot be written to .*file"):
+    with pytest.raises(OSError, match=r"results cannot be written to .*file"):
         preflight(blocked, CPU)
 
 
