@@ -25,12 +25,12 @@ VERSION = 1
 DIGEST_BYTES = 32
 
 
-def save(content: dict[str, Any], folder: Path) -> Path:
+def save(content: dict[str, Any], folder: Path | str) -> Path:
     """Writes `folder/checkpoint.pt`: either the whole new file is there afterwards, or the whole old one."""
     buffer = io.BytesIO()
     torch.save({"version": VERSION, **content}, buffer)
-    folder.mkdir(parents=True, exist_ok=True)
-    path = folder / NAME
+    path = Path(folder) / NAME
+    path.parent.mkdir(parents=True, exist_ok=True)
     unfinished = path.with_suffix(f".{os.getpid()}.tmp")
     try:
         with unfinished.open("wb") as file:
@@ -49,13 +49,14 @@ def seal(archive: bytes) -> bytes:
     return body + hashlib.sha256(body).digest()
 
 
-def load(path: Path) -> dict[str, Any]:
+def load(path: Path | str) -> dict[str, Any]:
     """Reads a checkpoint file, or the one in a folder, onto the CPU.
 
     Raises:
         FileNotFoundError: there is none.
         ValueError: the file is damaged, truncated or of another format; the message names it.
     """
+    path = Path(path)
     path = path / NAME if path.is_dir() else path
     if not path.is_file():
         raise FileNotFoundError(f"no checkpoint at {path}")
@@ -72,7 +73,7 @@ def load(path: Path) -> dict[str, Any]:
     return content
 
 
-def check_same_run(path: Path, saved: dict[str, Any], config: TrainConfig) -> None:
+def check_same_run(path: Path | str, saved: dict[str, Any], config: TrainConfig) -> None:
     """Refuses to continue a run under another config; only `epochs` may differ.
 
     Raises:
@@ -84,7 +85,7 @@ def check_same_run(path: Path, saved: dict[str, Any], config: TrainConfig) -> No
         raise ValueError(f"{path} belongs to another config: {'; '.join(differing)}; only epochs may change on resuming")
 
 
-def load_generator(path: Path, *, last: bool = False) -> tuple[Generator, TrainConfig, int]:
+def load_generator(path: Path | str, *, last: bool = False) -> tuple[Generator, TrainConfig, int]:
     """The generator of a checkpoint's best epoch (or its last), its config, and that epoch.
 
     Raises:

@@ -58,9 +58,9 @@ class Source(NamedTuple):
     device: torch.device = torch.device("cpu")
 
 
-def source(config: TrainConfig, data_dir: Path | None, device: torch.device) -> Source:
+def source(config: TrainConfig, data_dir: Path | str | None, device: torch.device) -> Source:
     """The source of a config's images."""
-    return Source(config.dataset, config.image_size, config.channels, data_dir, device)
+    return Source(config.dataset, config.image_size, config.channels, Path(data_dir) if data_dir else None, device)
 
 
 @functools.lru_cache(maxsize=8)

@@ -47,9 +47,9 @@ def train(
     config: TrainConfig,
     *,
     report: Callable[[Row], None],
-    checkpoint_dir: Path | None = None,
-    resume_from: Path | None = None,
-    data_dir: Path | None = None,
+    checkpoint_dir: Path | str | None = None,
+    resume_from: Path | str | None = None,
+    data_dir: Path | str | None = None,
     device: torch.device | None = None,
 ) -> list[Row]:
     """Trains one GAN and returns its rows, one an epoch, with the columns of `dcgan.schema`.
@@ -110,7 +110,7 @@ def train(
             state.best = {"epoch": epoch, METRIC: scores[METRIC], "generator": weights}
         if checkpoint_dir is not None:
             checkpoint.save(contents(state, config), checkpoint_dir)
-        report(row)
+        report(dict(row))
     return state.history
 
 
@@ -200,7 +200,7 @@ def contents(state: State, config: TrainConfig) -> dict[str, Any]:
     }
 
 
-def restore(state: State, config: TrainConfig, path: Path) -> None:
+def restore(state: State, config: TrainConfig, path: Path | str) -> None:
     """Brings a new state to where the checkpoint was taken.
 
     Raises:
