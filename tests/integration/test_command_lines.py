@@ -1,8 +1,8 @@
 """The command lines as a person uses them: bad input, help, single runs. In this process, but for one."""
 
 import json
-import os
 import re
+import signal
 import subprocess
 import sys
 from pathlib import Path
@@ -202,19 +202,19 @@ def test_a_diverged_run_fails_with_one_line(command: Any, tmp_path: Path) -> Non
 
 
 def test_ctrl_c_on_a_single_run_prints_how_to_go_on(tmp_path: Path) -> None:
-    import signal
-
     arguments = [*TINY, "--epochs", "500", "--samples-every", "0", "--out", str(tmp_path)]
-    run = subprocess.Popen(
+    with subprocess.Popen(
         [sys.executable, "-u", "-m", "dcgan.train", *arguments],
-        cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=dict(os.environ),
-    )  # fmt: skip
-    assert run.stdout is not None
-    for line in run.stdout:
-        if line.startswith("epoch   2/500"):
-            break
-    run.send_signal(signal.SIGINT)
-    _, error = run.communicate(timeout=60)
+        cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),  # a background job is started with it ignored
+    ) as run:  # fmt: skip
+        try:
+            assert run.stdout is not None
+            next(line for line in run.stdout if line.startswith("epoch   2/500"))
+            run.send_signal(signal.SIGINT)
+            _, error = run.communicate(timeout=60)
+        finally:
+            run.kill()
     assert run.returncode == 130
     assert f"go on with: python -m dcgan.train --resume --out {tmp_path}" in error
     assert "Traceback" not in error

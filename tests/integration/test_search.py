@@ -7,7 +7,7 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
@@ -19,22 +19,36 @@ from dcgan.config import TrainConfig
 ROOT = Path(__file__).parents[2]
 TINY = ["--set", "image_size=16", "--set", "generator_width=2", "--set", "discriminator_width=2", "--preset", "demo"]
 LIMIT_SECONDS = 240
+STARTED: list[subprocess.Popen[str]] = []
 
 
 def start(arguments: list[str], home: Path) -> subprocess.Popen[str]:
     """Starts a search in a process group of its own, as a shell does, with an empty home."""
     home.mkdir(exist_ok=True)
-    return subprocess.Popen(
+    process = subprocess.Popen(
         [sys.executable, "-u", "-m", "tune.run", *arguments],
         cwd=ROOT, env={**os.environ, "HOME": str(home)}, text=True, start_new_session=True,
         stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.STDOUT,
     )  # fmt: skip
+    STARTED.append(process)
+    return process
 
 
 def run(arguments: list[str], home: Path) -> tuple[int, str]:
     process = start(arguments, home)
     output, _ = process.communicate(timeout=LIMIT_SECONDS)
     return process.returncode, output
+
+
+@pytest.fixture(autouse=True)
+def nothing_left_running() -> Iterator[None]:
+    """Ends what a failed test has left."""
+    yield
+    while STARTED:
+        process = STARTED.pop()
+        if process.poll() is None:
+            os.killpg(process.pid, signal.SIGKILL)
+            process.communicate()
 
 
 def wait_for(condition: Callable[[], bool], process: subprocess.Popen[str]) -> None:
