@@ -14,6 +14,7 @@ STATUSES = ("finished", "stopped", "failed", "unfinished")
 `unfinished` was still to train when the files were written (a running or interrupted search)."""
 
 STATE_STATUSES = {"TERMINATED": "stopped", "ERROR": "failed"}  # Ray's; all others are unfinished
+TEXTS = ("eval_split", "extractor", "device")
 INTEGERS = ("epoch", "images_seen", "digits_covered", "peak_memory_bytes", "eval_samples", "eval_seed")
 
 
@@ -53,7 +54,11 @@ def is_trial(folder: Path) -> bool:
 def read_search(folder: Path) -> dict[str, Any]:
     """The search's description as `tune.run` wrote it, or an empty one where there is none (a single run)."""
     path = folder / "search.json"
-    return dict(json.loads(path.read_text())) if path.is_file() else {}
+    try:
+        return dict(json.loads(path.read_text())) if path.is_file() else {}
+    except (ValueError, TypeError) as error:
+        warnings.warn(f"{path} is damaged and left out: {error!r}", stacklevel=2)
+        return {}
 
 
 def read_statuses(root: Path) -> dict[str, str]:
@@ -73,9 +78,11 @@ def _trial_rows(folder: Path, ray_status: str | None) -> list[dict[str, Any]]:
     results: dict[int, dict[str, Any]] = {}
     for number, line in enumerate(_read_lines(folder / "result.json"), start=1):
         try:
-            row = json.loads(line)
-            results[int(row["epoch"])] = {name: row[name] for name in COLUMNS if name in row}
-        except (ValueError, KeyError, TypeError) as error:
+            row = {name: value for name, value in json.loads(line).items() if name in COLUMNS}
+            for name in set(row) - set(TEXTS):
+                row[name] + 0  # a number, or a TypeError
+            results[int(row["epoch"])] = row
+        except (ValueError, KeyError, TypeError, AttributeError) as error:
             warnings.warn(f"{folder / 'result.json'}, line {number}, is damaged and left out: {error!r}", stacklevel=4)
     error_lines = _read_lines(folder / "error.txt")
     done = bool(results) and max(results) >= settings.get("epochs", float("inf"))

@@ -49,7 +49,7 @@ def ranking(frame: pd.DataFrame, settings: Sequence[str] | None = None, metric: 
         }
     )
     for name in (*settings, *SHOWN):
-        table[name] = ranked[name].array
+        table[name] = ranked[name].array if name in ranked else pd.NA  # no trial's settings could be read
     seconds = frame["seconds_train"].astype("Float64") + frame["seconds_eval"].astype("Float64")
     table["seconds"] = seconds.groupby(frame["trial"]).sum().reindex(ranked["trial"]).array
     peak = per_trial["peak_memory_bytes"].max().reindex(ranked["trial"])
@@ -78,7 +78,7 @@ def write(folder: Path) -> tuple[pd.DataFrame, str]:
     """Ranks the trials of a search, writes `table.csv` (full precision) and `table.md` beside them, returns both forms."""
     search = read_search(folder)
     frame = load_trials(folder)
-    table = ranking(frame, settings=list(search["axes"]) if search else None)
+    table = ranking(frame, settings=list(search["axes"]) if "axes" in search else None)
     text = as_text(table)
     table.to_csv(folder / "table.csv", index=False)
     (folder / "table.md").write_text(f"{text.to_markdown(index=False, disable_numparse=True)}\n\n{conditions(frame)}\n")
@@ -94,8 +94,9 @@ def conditions(frame: pd.DataFrame) -> str:
         return "No trial finished an epoch."
     row = known.iloc[0]
     return (
-        f"fid over {row['eval_samples']:,} images against the {row['eval_split']} split of {row['dataset']}, extractor "
-        f"{row['extractor']}; as many real training images get {row['fid_real']:.2f}. One seed a setting; on {row['device']}."
+        f"fid over {row['eval_samples']:,} images against the {row['eval_split']} split of {row.get('dataset', '?')}, "
+        f"extractor {row['extractor']}; as many real training images get {row['fid_real']:.2f}. "
+        f"One seed a setting; on {row['device']}."
     )
 
 

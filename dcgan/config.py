@@ -87,7 +87,7 @@ class TrainConfig:
         ):
             _check_count(name, getattr(self, name), least=1, most=most)
         _check_count("extra_convs", self.extra_convs, least=0, most=16)
-        _check_count("seed", self.seed, least=0, most=2**63 - 1)
+        _check_count("seed", self.seed, least=0, most=2**32 - 1)
         if self.batch_size < 2:
             raise ValueError("batch_size is 1; batch norm needs at least 2 images a batch")
         for name in ("generator_lr", "discriminator_lr"):

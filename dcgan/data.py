@@ -141,5 +141,5 @@ def _fetch_mnist(data_dir: Path, folder: Path) -> None:
         raise FileNotFoundError(
             f"MNIST is not in {folder} and could not be fetched. Put the four files {', '.join(MNIST_SHA256)} there, or name "
             f"the folder above MNIST/raw by --data-dir or {DATA_DIR_VARIABLE}, or take the digits in the package: "
-            f"--dataset mnist-mini. Missing: {', '.join(_missing(folder))}; fetching said: {error}"
+            f"--dataset mnist-mini. Missing: {', '.join(_missing(folder))}; fetching said: {' '.join(str(error).split())}"
         ) from error

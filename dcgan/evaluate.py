@@ -16,10 +16,9 @@ from dcgan.config import TrainConfig
 from dcgan.data import Source, load_split
 from dcgan.precision import full_float32
 from dcgan.schema import Row
-from dcgan.yardstick import SHA256, extract, load_yardstick
+from dcgan.yardstick import SHA256, batch_size, extract, load_yardstick
 
 NOISE_SEED = 20_161_511  # of the evaluation noise, apart from every training seed
-BATCH = 100  # images generated at once: small, to stay in a CPU's cache
 
 
 class Reference(NamedTuple):
@@ -40,15 +39,15 @@ def load_reference(source: Source, split: str) -> Reference:
     with full_float32():
         features = extract(yardstick, load_split(source, split).images).features
         train_features = extract(yardstick, load_split(source, "train").images[: len(features)]).features
-    gaussian = metrics.gaussian(features)
-    return Reference(
-        split=split,
-        features=features,
-        gaussian=gaussian,
-        within=metrics.within_kernel_mean(features),
-        radii=metrics.neighbour_radii(features),
-        fid_real=metrics.frechet_distance(gaussian, metrics.gaussian(train_features)),
-    )
+        gaussian = metrics.gaussian(features)
+        return Reference(
+            split=split,
+            features=features,
+            gaussian=gaussian,
+            within=metrics.within_kernel_mean(features),
+            radii=metrics.neighbour_radii(features),
+            fid_real=metrics.frechet_distance(gaussian, metrics.gaussian(train_features)),
+        )
 
 
 def evaluation_noise(count: int, latent_size: int, device: torch.device) -> Tensor:
@@ -61,7 +60,7 @@ def generate(generator: nn.Module, noise: Tensor) -> Tensor:
     """Images (M, C, S, S) in [-1, 1] from noise (M, Z), with running batch-norm statistics; leaves G's mode as it was."""
     training = generator.training
     generator.eval()
-    images = torch.cat([generator(batch) for batch in torch.split(noise, BATCH)])
+    images = torch.cat([generator(batch) for batch in torch.split(noise, batch_size(noise.device))])
     generator.train(training)
     return images
 

@@ -70,7 +70,6 @@ def train(
     """
     device = device or precision.default_device()
     precision.set_up(config.precision, device)
-    memory.reset_peak(device)
     data = source(config, data_dir, device)
     images = load_split(data, "train").images  # (all, C, S, S) uint8
     if config.batch_size > len(images):
@@ -83,9 +82,11 @@ def train(
         restore(state, config, resume_from)
 
     for epoch in range(len(state.history) + 1, config.epochs + 1):
+        memory.reset_peak(device)
         start = time.perf_counter()
         means = train_epoch(state, config, images)
         trained = time.perf_counter()
+        peak_memory = memory.peak_bytes(device)
         _check_finite(means, epoch)
         judged = state.average or state.generator
         scores = evaluate(judged, config, reference)
@@ -101,7 +102,7 @@ def train(
             "seconds_train": trained - start,
             "seconds_eval": evaluated - trained,
             "images_per_second": per_epoch / (trained - start),
-            "peak_memory_bytes": memory.peak_bytes(device),
+            "peak_memory_bytes": peak_memory,
             **protocol(reference),
         }
         state.history.append(row)

@@ -69,7 +69,8 @@ def main() -> None:
     parser.add_argument("--data-dir", type=Path, required=True, help="folder with MNIST/raw")
     parser.add_argument("--out", type=Path, default=PATH, help="file to write (default: the one in the package)")
     args = parser.parse_args()
-    print(f"{args.out}: sha256 {make(args.data_dir, args.out)}")
+    with cli.one_line_errors(parser):
+        print(f"{args.out}: sha256 {make(args.data_dir, args.out)}")
 
 
 if __name__ == "__main__":

@@ -21,7 +21,7 @@ SLOW = 3.0  # times float32: hardware with bfloat16 units measures about 1, emul
 
 def default_device() -> torch.device:
     """CUDA's current device, or the CPU."""
-    return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    return torch.device("cuda", torch.cuda.current_device()) if torch.cuda.is_available() else torch.device("cpu")
 
 
 def unsupported(precision: str, device: torch.device) -> str | None:

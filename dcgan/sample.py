@@ -19,6 +19,8 @@ def main() -> None:
     with cli.one_line_errors(parser):
         if args.count < 1:
             raise ValueError(f"--count is {args.count}; allowed is at least 1")
+        if args.seed is not None and not 0 <= args.seed < 2**32:
+            raise ValueError(f"--seed is {args.seed}; allowed is 0 to {2**32 - 1}")
         if args.interpolate is not None and args.interpolate < 2:
             raise ValueError(f"--interpolate is {args.interpolate}; a strip needs at least 2 images")
         generator, config, epoch = load_generator(args.checkpoint, last=args.last)

@@ -33,7 +33,7 @@ COLUMNS: Final[dict[str, str]] = {
     "seconds_train": "seconds spent training this epoch",
     "seconds_eval": "seconds spent evaluating this epoch",
     "images_per_second": "training images per second of seconds_train",
-    "peak_memory_bytes": "peak memory so far: CUDA memory allocated, or the process's resident set on the CPU",
+    "peak_memory_bytes": "peak while training this epoch: CUDA memory allocated, or the process's resident set on the CPU",
     # Protocol: the conditions under which the numbers above hold
     "eval_split": "the split compared against: validation or test",
     "eval_samples": "number of generated images, and of real images, that the metrics use",

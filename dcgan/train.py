@@ -107,7 +107,12 @@ def run(args: argparse.Namespace) -> None:
         # the checkpoint is the truth: a kill between it and the row's writing would lose the row
         write_rows(rows_file, history)
     resume_from = out if args.resume else None
-    train(config, report=report, checkpoint_dir=out, resume_from=resume_from, data_dir=args.data_dir, device=device)
+    (out / "error.txt").unlink(missing_ok=True)
+    try:
+        train(config, report=report, checkpoint_dir=out, resume_from=resume_from, data_dir=args.data_dir, device=device)
+    except FloatingPointError as error:
+        (out / "error.txt").write_text(f"{error}\n")  # as Ray does for a trial, so that analysis reads it as failed
+        raise
     generator, _, best = checkpoint.load_generator(out)
     picture = save_grid(sample(generator, config.latent_size, GRID), out / "samples" / "best.png")
     print(f"best epoch {best}; samples: {picture}; checkpoint: {out / checkpoint.NAME}")

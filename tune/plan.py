@@ -25,6 +25,7 @@ from tune.searches import SEARCHES, Point, Search
 
 REDUCTION_FACTOR = 3  # ASHA keeps the best third at each rung (Li et al. 2020, arXiv 1810.05934)
 optuna.logging.set_verbosity(optuna.logging.WARNING)  # it announces each study
+CPU_QUOTA = Path("/sys/fs/cgroup/cpu.max")
 SAMPLERS = ("tpe", "random", "grid")
 
 
@@ -57,7 +58,9 @@ class Plan:
 
     @property
     def rungs(self) -> list[int]:
-        """Epochs at which ASHA decides."""
+        """Epochs at which ASHA decides; none for a grid, which is there to be compared as a whole."""
+        if self.sampler == "grid":
+            return []
         rungs = [self.grace_period]
         while rungs[-1] * REDUCTION_FACTOR < self.epochs:
             rungs.append(rungs[-1] * REDUCTION_FACTOR)
@@ -84,12 +87,18 @@ def resources(gpus_per_trial: float, max_concurrent: int | None) -> tuple[int, i
 
     Without a GPU each trial takes one CPU: two one-thread trials train more images a second than one of two threads.
     """
-    cpus = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    slots, gpus = cpus, 0.0
+    slots, gpus = usable_cpus(), 0.0
     if torch.cuda.is_available():
-        fit = int(1 / gpus_per_trial) if gpus_per_trial < 1 else 1 / gpus_per_trial
-        slots, gpus = min(cpus, max(1, int(torch.cuda.device_count() * fit))), gpus_per_trial
+        slots, gpus = min(slots, torch.cuda.device_count() * int(1 / gpus_per_trial)), gpus_per_trial
     return min(slots, max_concurrent or slots), 1, gpus
+
+
+def usable_cpus() -> int:
+    """CPUs that this process may use: its affinity, and a container's quota ("200000 100000" is two CPUs; "max" is none)."""
+    cpus = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    if CPU_QUOTA.is_file() and (quota := CPU_QUOTA.read_text().split())[0] != "max":
+        cpus = min(cpus, max(1, int(quota[0]) // int(quota[1])))
+    return cpus
 
 
 def make_sampler(plan: Plan) -> optuna.samplers.BaseSampler:
@@ -141,7 +150,7 @@ def seconds_per_epoch(plan: Plan, device: torch.device, samples: int = 4) -> flo
 
 
 def _one_epoch(config: TrainConfig, data: Source) -> float:
-    small = dataclasses.replace(config, batch_size=min(64, config.batch_size), precision="float32")
+    small = dataclasses.replace(config, batch_size=min(64, config.batch_size))
     images, reference = load_split(data, "train").images, load_reference(data, "validation")
     state = new_state(small, data.device)
     start = time.perf_counter()
@@ -171,7 +180,7 @@ def describe(plan: Plan, chosen: str, cost: float) -> str:
         ("data", f"{base.dataset}, {base.image_size} × {base.image_size}, width {base.generator_width}, {plan.epochs} epochs"),
         *(("space" if i == 0 else "", line) for i, line in enumerate(space or ["a single setting"])),
         ("trials", f"{plan.num_trials} by {first}; seed {plan.seed}; {plan.slots} at a time with {plan.cpus} CPU{gpus} each"),
-        ("rungs", f"the best third goes on after epoch {rungs} (ASHA)" if rungs else "none: every trial trains to the end"),
+        ("rungs", f"the best third goes on after epoch {rungs} (ASHA)" if rungs else "none: every trial trains all epochs"),
         ("metric", f"{search.metric} on validation: {COLUMNS[search.metric]}"),
         ("cost", f"about {epochs:.0f} epochs at {cost:.1f} s: about {duration(epochs * cost / plan.slots)}"),
         ("results", str(plan.folder)),

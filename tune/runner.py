@@ -11,9 +11,10 @@ from pathlib import Path
 from typing import Any
 
 import ray
+from filelock import FileLock, Timeout
 from ray import tune as ray_tune
 from ray.tune.experiment import Trial
-from ray.tune.schedulers import ASHAScheduler
+from ray.tune.schedulers import ASHAScheduler, FIFOScheduler
 from ray.tune.search.optuna import OptunaSearch
 
 from tune.plan import REDUCTION_FACTOR, Plan, make_sampler
@@ -32,10 +33,14 @@ def run_plan(plan: Plan) -> bool:
     """Runs the plan, or goes on with it where its folder holds an interrupted search. Returns whether it was interrupted.
 
     Raises:
-        OSError: the search's files cannot be written or read.
+        OSError: the search is running elsewhere, or its files cannot be written or read.
     """
-    with local_ray(), stop_signals() as stopped:
-        tuner(plan).fit()
+    lock = FileLock(plan.folder / ".lock", timeout=0)
+    try:
+        with lock, local_ray(), stop_signals() as stopped:
+            tuner(plan).fit()
+    except Timeout:
+        raise OSError(f"{plan.folder} is in use: the search is running") from None
     return bool(stopped)
 
 
@@ -52,7 +57,7 @@ def tuner(plan: Plan) -> ray_tune.Tuner:
         sampler=make_sampler(plan),
         points_to_evaluate=plan.first_points,
     )
-    scheduler = ASHAScheduler(
+    asha = ASHAScheduler(
         time_attr="epoch",
         metric=plan.search.metric,
         mode=plan.search.mode,
@@ -64,7 +69,7 @@ def tuner(plan: Plan) -> ray_tune.Tuner:
         demanding,
         tune_config=ray_tune.TuneConfig(
             search_alg=searcher,
-            scheduler=scheduler,
+            scheduler=asha if plan.rungs else FIFOScheduler(),
             num_samples=plan.num_trials,
             max_concurrent_trials=plan.slots,
             reuse_actors=True,  # a new worker would spend seconds on importing torch
@@ -74,12 +79,26 @@ def tuner(plan: Plan) -> ray_tune.Tuner:
         run_config=ray_tune.RunConfig(
             name=plan.folder.name,
             storage_path=str(plan.folder.parent),
-            callbacks=[Progress(plan)],
+            callbacks=[Progress(plan), Rungs(asha)],
             checkpoint_config=ray_tune.CheckpointConfig(num_to_keep=1),
             failure_config=ray_tune.FailureConfig(max_failures=MAX_FAILURES),
             verbose=0,
         ),
     )
+
+
+class Rungs(ray_tune.Callback):
+    """Carries ASHA's rungs over a restart: Ray saves the state of callbacks, but not that of the scheduler."""
+
+    def __init__(self, scheduler: ASHAScheduler) -> None:
+        self.scheduler = scheduler  # restored together with this callback, as one object
+
+    def get_state(self) -> dict[str, Any]:
+        return {"rungs": [bracket._rungs for bracket in self.scheduler._brackets]}
+
+    def set_state(self, state: dict[str, Any]) -> None:
+        for bracket, rungs in zip(self.scheduler._brackets, state["rungs"], strict=True):
+            bracket._rungs = rungs
 
 
 def restorable(folder: Path) -> bool:
@@ -130,9 +149,3 @@ def stop_signals() -> Iterator[list[int]]:
     finally:
         for number, handler in before.items():
             signal.signal(number, handler)
-
-
-def latest_checkpoint(folder: Path, trial: str) -> Path | None:
-    """The newest complete checkpoint folder of a trial, by the trial's folder name."""
-    found: list[Any] = sorted(folder.glob(f"{trial}/checkpoint_*/checkpoint.pt"))
-    return found[-1].parent if found else None

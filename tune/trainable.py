@@ -18,10 +18,11 @@ def trainable(params: dict[str, Any], *, data_dir: Path | None, cpus: int) -> No
     """Trains the config that Ray hands over, from the trial's checkpoint if it has one."""
     config = TrainConfig.from_dict(params)
     torch.set_num_threads(cpus)
-    note = Path(ray_tune.get_context().get_trial_dir()) / DIVERGED
+    trial_dir = Path(ray_tune.get_context().get_trial_dir())
+    note = trial_dir / DIVERGED
     if note.exists():  # Ray retries failed trials, for the sake of killed workers; a divergence would only come again
         raise FloatingPointError(note.read_text())
-    with tempfile.TemporaryDirectory(prefix="dcgan-") as folder:
+    with tempfile.TemporaryDirectory(dir=trial_dir) as folder:
         checkpoint_dir = Path(folder)
 
         def report(row: Row) -> None:

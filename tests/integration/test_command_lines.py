@@ -71,8 +71,13 @@ def no_network(monkeypatch: pytest.MonkeyPatch) -> None:
         (["--search", "hparams", "--num-trials", "13", "--sampler", "grid"], "the grid of hparams has 12 settings"),
         (["--search", "hparams", "--epochs", "0"], "--epochs is 0; allowed is at least 1"),
         (["--search", "hparams", "--seed", "-1"], "seed is -1; allowed is"),
-        (["--search", "hparams", "--gpus-per-trial", "0"], "--gpus-per-trial is 0.0; allowed is more than 0"),
+        (["--search", "hparams", "--gpus-per-trial", "0"], "--gpus-per-trial is 0.0; allowed is above 0, up to 1"),
         (["--search", "hparams", "--name", "a/b"], "--name is 'a/b'; allowed is one folder name"),
+        (["--search", "hparams", "--name", ".."], "--name is '..'; allowed is one folder name"),
+        (["--search", "hparams", "--set", "seed=5"], "--set seed=5: use --seed instead"),
+        (["--search", "hparams", "--set", "ema_decay=0.5", "--set", "ema_decay=0.9"], "--set ema_decay stands twice"),
+        (["--resume", "x", "--epochs", "50"], "--epochs cannot go with --resume"),
+        (["--resume", "a/b"], "--resume is 'a/b'; allowed is one folder name"),
     ],
 )
 def test_bad_input_to_a_search_is_one_line_and_exit_code_2(
@@ -150,6 +155,16 @@ def test_a_dry_run_prints_the_plan_and_writes_no_search(search: str, sampler: st
     assert not list(tmp_path.iterdir())
 
 
+def test_a_precision_that_is_absurdly_slow_is_warned_of(command: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Measured for real in test_precision; here only what is said of it."""
+    monkeypatch.setattr("dcgan.precision.cpu_bfloat16_slowdown", lambda: 17.2)
+    small = ["--set", "generator_width=1", "--set", "discriminator_width=1", "--set", "image_size=16"]
+    arguments = ["--search", "hparams", "--set", "precision=bfloat16", *small, "--storage", tmp_path, "--dry-run"]
+    code, output, _ = command(tune.run.main, *arguments)
+    assert code == 0
+    assert "warning  precision bfloat16 is about 17 times slower than float32 on this CPU" in output
+
+
 def test_a_single_run_writes_everything_and_resumes(command: Any, tmp_path: Path) -> None:
     out = tmp_path / "run"
     code, output, _ = command(dcgan.train.main, *TINY, "--epochs", "2", "--out", out, "--samples-every", "2")
@@ -199,6 +214,7 @@ def test_a_diverged_run_fails_with_one_line(command: Any, tmp_path: Path) -> Non
     assert code == 1
     assert len(error.splitlines()) == 1
     assert "diverged" in error
+    assert "diverged" in (tmp_path / "error.txt").read_text()
 
 
 def test_ctrl_c_on_a_single_run_prints_how_to_go_on(tmp_path: Path) -> None:

@@ -124,6 +124,7 @@ axes = {"generator_lr": CategoricalDistribution(rates)}
 search = dataclasses.replace(search, axes=axes, ties={"discriminator_lr": "generator_lr"}, grid={"generator_lr": rates})
 folder = Path(sys.argv[1])
 plan = Plan(search=search, sampler="grid", num_trials=3, seed=0, data_dir=None, folder=folder, slots=2, cpus=1, gpus=0)
+plan.folder.mkdir()
 run_plan(plan)
 print(tables.write(plan.folder)[1])
 """
@@ -175,6 +176,53 @@ def test_an_interrupted_search_stops_cleanly_and_is_resumed_by_the_printed_comma
     kept = after.merge(before[["trial", "epoch", "fid"]], on=["trial", "epoch"], suffixes=("", "_before"))
     assert len(kept) == len(before)
     assert (kept["fid"] == kept["fid_before"]).all()
+
+
+RUNGS = """
+import glob, pickle, sys
+from pathlib import Path
+from tune.plan import Plan
+from tune.runner import run_plan
+from tune.searches import DEMO, make_search
+
+settings = {"image_size": 16, "generator_width": 2, "discriminator_width": 2, "epochs": 2}
+search, folder = make_search("hparams", DEMO, ("float32",), settings), Path(sys.argv[1])
+plan = Plan(search=search, sampler="tpe", num_trials=3, seed=0, data_dir=None, folder=folder, slots=2, cpus=1, gpus=0)
+
+def rungs():
+    states = pickle.loads(Path(max(glob.glob(f"{folder}/callback-states-*.pkl"))).read_bytes())
+    (found,) = [state["rungs"] for state in states.values() if "rungs" in state]
+    return found
+
+run_plan(plan)
+before = rungs()
+assert [len(recorded) for milestone, recorded in before[0] if milestone == 1] == [3], before
+run_plan(plan)  # restores the search, finds nothing to do, and saves the state of the restored scheduler
+assert len(glob.glob(f"{folder}/callback-states-*.pkl")) == 2
+assert rungs() == before, (before, rungs())
+print("kept")
+"""
+
+
+def test_ashas_rungs_survive_a_restart(tmp_path: Path) -> None:
+    command = [sys.executable, "-c", RUNGS, str(tmp_path / "run")]
+    environment = {**os.environ, "HOME": str(tmp_path), "PYTHONPATH": str(ROOT)}
+    (tmp_path / "run").mkdir()
+    done = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, timeout=LIMIT_SECONDS)
+    assert done.stdout.rstrip().endswith("kept"), done.stderr
+
+
+def test_an_interruption_before_the_first_result_prints_how_to_go_on(tmp_path: Path) -> None:
+    """The first epoch of a large net takes longer than this."""
+    wide = ["--set", "generator_width=64", "--set", "discriminator_width=64"]
+    arguments = ["--search", "baseline", "--preset", "demo", *wide, "--storage", str(tmp_path), "--name", "e"]
+    process = start(arguments, tmp_path / "home")
+    wait_for(lambda: any((tmp_path / "e").glob("trial_*")), process)
+    process.send_signal(signal.SIGTERM)
+    output, _ = process.communicate(timeout=60)
+    assert process.returncode == 130, output
+    assert f"go on with: python -m tune.run --resume e --storage {tmp_path}" in output
+    assert "error" not in output
 
 
 def test_a_killed_worker_costs_no_trial_and_no_finished_epoch(tmp_path: Path) -> None:

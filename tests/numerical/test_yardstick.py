@@ -142,13 +142,14 @@ def test_shipped_file_reads_alike_with_safetensors() -> None:
 # Images in, features out
 
 
-def test_extract_is_the_network_on_scaled_pixels_whatever_the_batch() -> None:
+def test_extract_is_the_network_on_scaled_pixels_whatever_the_batch(monkeypatch: pytest.MonkeyPatch) -> None:
     images = load_split(MINI, "test").images[:60]
     net = load_yardstick(CPU)
     with torch.inference_mode():
         features, logits = net(images.double().div(127.5).sub(1).float())
-    for batch_size in (7, 60, 100):
-        found = extract(net, images, batch_size)
+    for size in (7, 60, 100):
+        monkeypatch.setattr(yardstick, "batch_size", lambda device, size=size: size)
+        found = extract(net, images)
         assert found.features.shape == (60, FEATURES)
         torch.testing.assert_close(found.features, features, rtol=1e-4, atol=1e-4)
         torch.testing.assert_close(found.probabilities, logits.softmax(1), rtol=1e-4, atol=1e-5)

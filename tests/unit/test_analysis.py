@@ -112,7 +112,9 @@ def test_an_epoch_trained_twice_counts_once_and_the_later_holds(run: Path) -> No
     assert load_trials(run).query("trial == 'trial_b'")["fid"].to_list() == [39.0]
 
 
-@pytest.mark.parametrize("damage", ['{"epoch": 2, "fid": 1', "\x00\x00\x00", "[1, 2]", "null", '{"fid": 3.0}'])
+@pytest.mark.parametrize(
+    "damage", ['{"epoch": 2, "fid": 1', "\x00\x00\x00", "[1, 2]", "null", '{"fid": 3.0}', '{"epoch": 2, "fid": "abc"}']
+)
 def test_a_damaged_row_is_named_and_the_rest_loads(damage: str, run: Path) -> None:
     with (run / "trial_b" / "result.json").open("a") as file:
         file.write(damage)
@@ -129,6 +131,26 @@ def test_missing_or_damaged_settings_are_named_and_the_rest_loads(content: str |
         frame = load_trials(run)
     assert len(frame) == 8
     assert pd.isna(frame.query("trial == 'trial_b'")["generator_lr"].item())
+
+
+@pytest.mark.parametrize("search", ["{", "[1]", None])
+def test_tables_are_made_of_whatever_is_left(search: str | None, run: Path) -> None:
+    """No trial's settings can be read, and the search's description neither."""
+    for file in run.glob("trial_*/params.json"):
+        file.write_text("{")
+    (run / "search.json").unlink() if search is None else (run / "search.json").write_text(search)
+    with pytest.warns(UserWarning, match="damaged"):
+        table, text = write(run)
+    assert table["trial"].to_list()[:2] == ["trial_a", "trial_e"]
+    assert "trial_a" in text
+
+
+def test_settings_that_cannot_be_read_are_left_empty(run: Path) -> None:
+    for file in run.glob("trial_*/params.json"):
+        file.write_text("{")
+    with pytest.warns(UserWarning, match=r"params.json is missing or damaged"):
+        table, _ = write(run)
+    assert table["generator_lr"].isna().all()
 
 
 def test_a_damaged_state_gives_way_to_the_one_before(run: Path) -> None:

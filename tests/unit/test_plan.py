@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 import torch
 
-from tune.plan import Plan, describe, make_sampler, preflight, resources, seconds_per_epoch
+from tune.plan import Plan, describe, make_sampler, preflight, resources, seconds_per_epoch, usable_cpus
 from tune.searches import DEMO, make_search
 
 CPU = torch.device("cpu")
@@ -48,7 +48,10 @@ def test_expected_epochs(epochs: int, expected: float, tmp_path: Path) -> None:
 def test_the_baseline_comes_first_or_the_grid(tmp_path: Path) -> None:
     baseline = {"generator_lr": 2e-4, "batch_size": 64, "optimizer": "adam"}
     assert make_plan(tmp_path).first_points == [baseline]
-    assert len(make_plan(tmp_path, sampler="grid").first_points) == 12
+    grid = make_plan(tmp_path, sampler="grid")
+    assert len(grid.first_points) == 12
+    assert grid.rungs == []  # the report trained every setting to the end
+    assert grid.expected_epochs() == 9
 
 
 def test_samplers_repeat_under_a_seed_and_differ_between_seeds(tmp_path: Path) -> None:
@@ -74,7 +77,7 @@ def test_samplers_repeat_under_a_seed_and_differ_between_seeds(tmp_path: Path) -
         (1, 0.5, None, (2, 1, 0.5)),
         (2, 0.5, None, (4, 1, 0.5)),
         (2, 1.0, None, (2, 1, 1.0)),
-        (2, 2.0, None, (1, 1, 2.0)),
+        (1, 0.4, None, (2, 1, 0.4)),
         (8, 0.25, None, (4, 1, 0.25)),  # four CPUs feed no more than four trials
         (1, 0.25, 2, (2, 1, 0.25)),
     ],
@@ -84,9 +87,20 @@ def test_resources(
 ) -> None:
     """On a machine of four CPUs with so many GPUs."""
     monkeypatch.setattr("os.sched_getaffinity", lambda pid: set(range(4)))
+    monkeypatch.setattr("tune.plan.CPU_QUOTA", Path("/nowhere"))
     monkeypatch.setattr("torch.cuda.is_available", lambda: cuda > 0)
     monkeypatch.setattr("torch.cuda.device_count", lambda: cuda)
     assert resources(gpus_per_trial, max_concurrent) == expected
+
+
+@pytest.mark.parametrize(
+    ("quota", "cpus"), [("max 100000", 4), ("200000 100000", 2), ("50000 100000", 1), ("900000 100000", 4)]
+)
+def test_a_containers_quota_counts(quota: str, cpus: int, tmp_path: Path, monkeypatch: Any) -> None:
+    (tmp_path / "cpu.max").write_text(quota + "\n")
+    monkeypatch.setattr("os.sched_getaffinity", lambda pid: set(range(4)))
+    monkeypatch.setattr("tune.plan.CPU_QUOTA", tmp_path / "cpu.max")
+    assert usable_cpus() == cpus
 
 
 def test_preflight_refuses_what_would_make_every_trial_fail(tmp_path: Path) -> None:
