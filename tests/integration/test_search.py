@@ -191,7 +191,7 @@ plan = Plan(search=search, sampler="tpe", num_trials=3, seed=0, data_dir=None, f
 
 def rungs():
     states = pickle.loads(Path(max(glob.glob(f"{folder}/callback-states-*.pkl"))).read_bytes())
-    (found,) = [state["rungs"] for state in states.values() if "rungs" in state]
+    (found,) = [state["rungs"] for state in states.values() if state and "rungs" in state]
     return found
 
 run_plan(plan)
