@@ -73,16 +73,18 @@ def load(path: Path | str) -> dict[str, Any]:
     return content
 
 
-def check_same_run(path: Path | str, saved: dict[str, Any], config: TrainConfig) -> None:
-    """Refuses to continue a run under another config; only `epochs` may differ.
+def check_same_run(path: Path | str, content: dict[str, Any], config: TrainConfig) -> None:
+    """Refuses to continue a checkpoint's run under another config; only `epochs` may differ, and not below those done.
 
     Raises:
         ValueError: names the settings that differ.
     """
-    now = config.to_dict()
+    saved, now, done = content["config"], config.to_dict(), len(content["history"])
     differing = [f"{k} was {saved.get(k)!r}, is {v!r}" for k, v in now.items() if k != "epochs" and saved.get(k) != v]
     if differing:
         raise ValueError(f"{path} belongs to another config: {'; '.join(differing)}; only epochs may change on resuming")
+    if config.epochs < done:
+        raise ValueError(f"epochs is {config.epochs}; {path} has trained {done} already, so allowed is at least {done}")
 
 
 def load_generator(path: Path | str, *, last: bool = False) -> tuple[Generator, TrainConfig, int]:

@@ -208,7 +208,7 @@ def restore(state: State, config: TrainConfig, path: Path | str) -> None:
         FileNotFoundError, ValueError: no checkpoint, a damaged one, or one of another config.
     """
     saved = checkpoint.load(path)
-    checkpoint.check_same_run(path, saved["config"], config)
+    checkpoint.check_same_run(path, saved, config)
     for name in STATEFUL:
         getattr(state, name).load_state_dict(saved[name])
     if state.average is not None:

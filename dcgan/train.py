@@ -81,7 +81,7 @@ def run(args: argparse.Namespace) -> None:
     if args.resume and args.config:
         raise ValueError(f"--config {args.config} does not go with --resume: the run in {out} has its own settings")
     if args.resume:
-        checkpoint.check_same_run(out, checkpoint.load(out)["config"], config)
+        checkpoint.check_same_run(out, checkpoint.load(out), config)
     elif (out / checkpoint.NAME).exists():
         raise ValueError(f"{out} already holds a run; go on with it by --resume, or choose another folder by --out")
     out.mkdir(parents=True, exist_ok=True)
@@ -96,6 +96,7 @@ def run(args: argparse.Namespace) -> None:
         with rows_file.open("a") as file:
             file.write(json.dumps(row) + "\n")
         print(progress_line(row, config.epochs, time.monotonic() - start, first), flush=True)
+        announce(int(row["epoch"]) + 1, config.epochs)
         if args.samples_every and int(row["epoch"]) % args.samples_every == 0:
             generator, _, epoch = checkpoint.load_generator(out, last=True)
             save_grid(sample(generator, config.latent_size, GRID), out / "samples" / f"epoch_{epoch:03d}.png")
@@ -108,6 +109,7 @@ def run(args: argparse.Namespace) -> None:
         write_rows(rows_file, history)
     resume_from = out if args.resume else None
     (out / "error.txt").unlink(missing_ok=True)
+    announce(first + 1, config.epochs)
     try:
         train(config, report=report, checkpoint_dir=out, resume_from=resume_from, data_dir=args.data_dir, device=device)
     except FloatingPointError as error:
@@ -123,6 +125,12 @@ def write_rows(path: Path, rows: list[Row]) -> None:
     unfinished = path.with_suffix(".tmp")
     unfinished.write_text("".join(json.dumps(row) + "\n" for row in rows))
     os.replace(unfinished, path)
+
+
+def announce(epoch: int, epochs: int) -> None:
+    """Says on a terminal which epoch has begun; its result overwrites this."""
+    if sys.stdout.isatty() and epoch <= epochs:
+        print(f"epoch {epoch}/{epochs} …", end="\r", flush=True)
 
 
 def progress_line(row: Row, epochs: int, elapsed: float, first: int) -> str:

@@ -248,13 +248,15 @@ def test_a_missing_file_is_named(tmp_path: Path) -> None:
 
 
 def test_only_epochs_may_change(tmp_path: Path) -> None:
-    saved = CONFIG.to_dict()
+    saved = {"config": CONFIG.to_dict(), "history": [{}] * 3}
     checkpoint.check_same_run(tmp_path, saved, dataclasses.replace(CONFIG, epochs=50))
     other = dataclasses.replace(CONFIG, epochs=50, generator_lr=1e-3, seed=4)
     message = f"{tmp_path} belongs to another config: generator_lr was 0.0002, is 0.001; seed was 0, is 4; only epochs may"
     with pytest.raises(ValueError, match=f"^{re.escape(message)}"):
         checkpoint.check_same_run(tmp_path, saved, other)
-    del saved["beta1"]  # as of older code
+    with pytest.raises(ValueError, match=f"epochs is 2; {re.escape(str(tmp_path))} has trained 3 already"):
+        checkpoint.check_same_run(tmp_path, saved, dataclasses.replace(CONFIG, epochs=2))
+    del saved["config"]["beta1"]  # as of older code
     with pytest.raises(ValueError, match=r"beta1 was None, is 0\.5;"):
         checkpoint.check_same_run(tmp_path, saved, CONFIG)
 
