@@ -175,8 +175,6 @@ def run(args: argparse.Namespace, parser: argparse.ArgumentParser) -> int:
             f"{plan.folder} holds a search; go on with it by --resume {plan.folder.name}, or choose another --name"
         )
     preflight(plan, device)
-    if not resume and not dry_run:
-        plan.folder.mkdir()  # claimed: another search of this name fails from here on
     print(describe(plan, chosen, seconds_per_epoch(plan, device)), flush=True)
     if slow := absurdly_slow(plan.search.base.precision, device):
         print(f"warning  {slow}")
@@ -185,6 +183,7 @@ def run(args: argparse.Namespace, parser: argparse.ArgumentParser) -> int:
     if not resume:
         kept = {k: v for k, v in vars(args).items() if k not in ("resume", "dry_run", "storage", "name")}
         kept["data_dir"] = str(plan.data_dir)
+        plan.folder.mkdir()  # claimed: another search of this name fails from here on
         (plan.folder / SEARCH_FILE).write_text(json.dumps(record(plan, kept, device), indent=2) + "\n")
 
     from tune.runner import run_plan  # Ray takes 2 s to import, which --help and errors need not wait for
