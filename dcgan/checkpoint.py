@@ -1,8 +1,8 @@
 """Checkpoints: everything a run needs to go on as if it had never stopped, in one file.
 
-A file holds both nets, the averaged G, both optimizers and scalers, the state of the only random stream the loop draws
-from (on its device), the config, the rows so far and the generator of the best epoch. The position in the data is the
-number of rows, since checkpoints are taken between epochs.
+A file holds of each replica both nets, the averaged G, both optimizers and scalers, and the state of the only random
+stream the loop draws from (on its device); and of all the config, the rows so far and the generator of the best epoch. The
+position in the data is the number of rows, since checkpoints are taken between epochs.
 
 It is what `torch.save` writes (a zip archive), with the sha256 of all that stands before it as the archive's comment:
 `torch.load` can read it, and `load` notices any damage. It is read without executing code (`weights_only=True`).
@@ -10,6 +10,7 @@ It is what `torch.save` writes (a zip archive), with the sha256 of all that stan
 
 import hashlib
 import io
+import json
 import os
 import pickle
 from pathlib import Path
@@ -19,9 +20,10 @@ import torch
 
 from dcgan.config import TrainConfig
 from dcgan.models import Generator
+from dcgan.schema import Row
 
 NAME = "checkpoint.pt"
-VERSION = 1
+VERSION = 2
 DIGEST_BYTES = 32
 
 
@@ -31,16 +33,26 @@ def save(content: dict[str, Any], folder: Path | str) -> Path:
     torch.save({"version": VERSION, **content}, buffer)
     path = Path(folder) / NAME
     path.parent.mkdir(parents=True, exist_ok=True)
+    replace(path, seal(buffer.getvalue()))
+    return path
+
+
+def write_rows(path: Path, rows: list[Row]) -> None:
+    """Replaces a file of JSON lines in one step."""
+    replace(path, "".join(json.dumps(row) + "\n" for row in rows).encode())
+
+
+def replace(path: Path, content: bytes) -> None:
+    """Writes a file: either the whole new one is there afterwards, or the whole old one."""
     unfinished = path.with_suffix(f".{os.getpid()}.tmp")
     try:
         with unfinished.open("wb") as file:
-            file.write(seal(buffer.getvalue()))
+            file.write(content)
             file.flush()
             os.fsync(file.fileno())
         unfinished.replace(path)
     finally:
         unfinished.unlink(missing_ok=True)
-    return path
 
 
 def seal(archive: bytes) -> bytes:
@@ -73,22 +85,27 @@ def load(path: Path | str) -> dict[str, Any]:
     return content
 
 
-def check_same_run(path: Path | str, content: dict[str, Any], config: TrainConfig) -> None:
-    """Refuses to continue a checkpoint's run under another config; only `epochs` may differ, and not below those done.
+def check_same_run(path: Path | str, content: dict[str, Any], config: TrainConfig, besides: tuple[str, ...] = ()) -> None:
+    """Refuses to continue a checkpoint's run under another config.
+
+    Only `epochs`, though not below those done, and the settings named in `besides` may differ.
 
     Raises:
         ValueError: names the settings that differ.
     """
-    saved, now, done = content["config"], config.to_dict(), len(content["history"])
-    differing = [f"{k} was {saved.get(k)!r}, is {v!r}" for k, v in now.items() if k != "epochs" and saved.get(k) != v]
+    saved, now, done, free = content["config"], config.to_dict(), len(content["history"]), ("epochs", *besides)
+    differing = [f"{k} was {saved.get(k)!r}, is {v!r}" for k, v in now.items() if k not in free and saved.get(k) != v]
     if differing:
-        raise ValueError(f"{path} belongs to another config: {'; '.join(differing)}; only epochs may change on resuming")
+        may = f"only {', '.join(free)} may change on resuming"
+        raise ValueError(f"{path} belongs to another config: {'; '.join(differing)}; {may}")
     if config.epochs < done:
         raise ValueError(f"epochs is {config.epochs}; {path} has trained {done} already, so allowed is at least {done}")
 
 
 def load_generator(path: Path | str, *, last: bool = False) -> tuple[Generator, TrainConfig, int]:
     """The generator of a checkpoint's best epoch (or its last), its config, and that epoch.
+
+    Of several replicas, it is the best one's in the best epoch, and the first one's in the last.
 
     Raises:
         FileNotFoundError, ValueError: as `load`.
@@ -97,7 +114,8 @@ def load_generator(path: Path | str, *, last: bool = False) -> tuple[Generator, 
     config = TrainConfig.from_dict(content["config"])
     generator = Generator(config)
     if last:
-        generator.load_state_dict(content["average"] or content["generator"])
+        first = content["replicas"][0]
+        generator.load_state_dict(first["average"] or first["generator"])
         return generator, config, len(content["history"])
     generator.load_state_dict(content["best"]["generator"])
     return generator, config, content["best"]["epoch"]

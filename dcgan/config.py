@@ -65,6 +65,8 @@ class TrainConfig:
     """Decay per update of the averaged copy of G that is evaluated; 0 evaluates G itself."""
     seed: int = 0
     """Seed of the initial weights, the noise and the order of the data."""
+    replicas: int = 1
+    """Independent seeds trained side by side: seed, seed + 1 and so on."""
 
     def __post_init__(self) -> None:
         for field in dataclasses.fields(self):
@@ -84,10 +86,11 @@ class TrainConfig:
             ("discriminator_width", 1024),
             ("batch_size", None),
             ("epochs", None),
+            ("replicas", 64),
         ):
             _check_count(name, getattr(self, name), least=1, most=most)
         _check_count("extra_convs", self.extra_convs, least=0, most=16)
-        _check_count("seed", self.seed, least=0, most=2**32 - 1)
+        _check_count("seed", self.seed, least=0, most=2**32 - self.replicas)
         if self.batch_size < 2:
             raise ValueError("batch_size is 1; batch norm needs at least 2 images a batch")
         for name in ("generator_lr", "discriminator_lr"):

@@ -3,11 +3,12 @@
 import argparse
 import dataclasses
 import json
-import os
 import sys
 import time
 from pathlib import Path
 from typing import Any
+
+import torch
 
 from dcgan import checkpoint, cli
 from dcgan.config import DATASETS, OPTIMIZERS, PRECISIONS, TrainConfig, field_docs
@@ -31,7 +32,11 @@ def make_parser() -> cli.Parser:
         "sample grids to the output folder. The defaults are the baseline: two stages in each net, full MNIST, 25 epochs.",
     )
     where = parser.add_argument_group("run")
-    where.add_argument("--config", type=Path, metavar="FILE", help="JSON of settings, or a folder with params.json; flags win")
+    where.add_argument(
+        "--config", type=Path, metavar="FILE",
+        help="JSON of settings, or a folder with params.json; flags win. A run's or trial's folder gives the number of CPU "
+        "threads in its result.json too, so that its rows repeat on a CPU bit for bit",
+    )  # fmt: skip
     where.add_argument(
         "--out", type=Path, default=Path("runs/train"), metavar="DIR", help="output folder (default: runs/train)"
     )
@@ -58,6 +63,16 @@ def read_config(args: argparse.Namespace) -> TrainConfig:
     source = args.out if args.resume else args.config
     base = TrainConfig.from_file(source) if source else TrainConfig()
     return dataclasses.replace(base, **given)
+
+
+def recorded_threads(folder: Path) -> int | None:
+    """The number of CPU threads that the run in `folder` began with, if its rows say."""
+    try:
+        with (folder / "result.json").open() as rows:
+            threads = json.loads(rows.readline())["threads"]
+    except (OSError, ValueError, TypeError, KeyError):
+        return None
+    return threads if type(threads) is int and threads > 0 else None
 
 
 def main() -> None:
@@ -87,7 +102,11 @@ def run(args: argparse.Namespace) -> None:
     out.mkdir(parents=True, exist_ok=True)
     device = default_device()
     (out / "params.json").write_text(json.dumps(config.to_dict(), indent=2) + "\n")
-    print(f"{config.dataset}, {config.epochs} epochs in {config.precision} on {device_name(device)} → {out}", flush=True)
+    on = device_name(device)
+    if args.config and (threads := recorded_threads(args.config)):
+        torch.set_num_threads(threads)
+        on += f" with {threads} thread{'s' * (threads > 1)}, as {args.config} had"
+    print(f"{config.dataset}, {config.epochs} epochs in {config.precision} on {on} → {out}", flush=True)
 
     rows_file = out / "result.json"
     start = time.monotonic()
@@ -106,7 +125,7 @@ def run(args: argparse.Namespace) -> None:
         history = checkpoint.load(out)["history"]
         first = len(history)
         # the checkpoint is the truth: a kill between it and the row's writing would lose the row
-        write_rows(rows_file, history)
+        checkpoint.write_rows(rows_file, history)
     resume_from = out if args.resume else None
     (out / "error.txt").unlink(missing_ok=True)
     announce(first + 1, config.epochs)
@@ -118,13 +137,6 @@ def run(args: argparse.Namespace) -> None:
     generator, _, best = checkpoint.load_generator(out)
     picture = save_grid(sample(generator, config.latent_size, GRID), out / "samples" / "best.png")
     print(f"best epoch {best}; samples: {picture}; checkpoint: {out / checkpoint.NAME}")
-
-
-def write_rows(path: Path, rows: list[Row]) -> None:
-    """Replaces a file of JSON lines in one step."""
-    unfinished = path.with_suffix(".tmp")
-    unfinished.write_text("".join(json.dumps(row) + "\n" for row in rows))
-    os.replace(unfinished, path)
 
 
 def announce(epoch: int, epochs: int) -> None:

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 
 import dcgan.sample
 import dcgan.train
@@ -133,7 +134,7 @@ def test_errors_in_a_real_process_show_no_traceback(tmp_path: Path) -> None:
     ("main", "words"),
     [
         (tune.run.main, ["--search", "--resume", "--dry-run", "architecture", "demo", "report", "Ctrl-C"]),
-        (dcgan.train.main, ["--generator-lr", "--ema-decay", "--precision", "baseline"]),
+        (dcgan.train.main, ["--generator-lr", "--ema-decay", "--precision", "--replicas", "threads", "baseline"]),
         (dcgan.sample.main, ["--interpolate", "--last", "checkpoint"]),
     ],
 )
@@ -193,6 +194,32 @@ def test_a_single_run_writes_everything_and_resumes(command: Any, tmp_path: Path
         assert code == 0
         assert f"{count} images of epoch" in output
         assert (tmp_path / "x.png").read_bytes().startswith(b"\x89PNG")
+
+
+def test_a_replayed_run_repeats_its_rows_whatever_the_number_of_threads(
+    command: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def rows(run: Path) -> list[dict[str, Any]]:
+        lines = [json.loads(line) for line in (run / "result.json").read_text().splitlines()]
+        return [{k: v for k, v in line.items() if not re.search("seconds|second$|memory", k)} for line in lines]
+
+    first, again, other = (tmp_path / name for name in ("first", "again", "other"))
+    common = ["--samples-every", "0", "--out"]
+    _, output, _ = command(dcgan.train.main, *TINY, "--epochs", "2", "--replicas", "2", *common, first)
+    assert f"float32 on cpu → {first}\n" in output
+    torch.set_num_threads(2)
+    code, output, _ = command(dcgan.train.main, "--config", first, *common, again)
+    assert code == 0
+    assert output.splitlines()[0].endswith(f"on cpu with 1 thread, as {first} had → {again}")
+    assert rows(again) == rows(first)
+    assert [(row["epoch"], row["threads"], len(row["by_replica"]["fid"])) for row in rows(again)] == [(1, 1, 2), (2, 1, 2)]
+
+    threads: list[int] = []
+    monkeypatch.setattr("dcgan.train.train", lambda *_, **__: threads.append(torch.get_num_threads()))
+    (first / "result.json").write_text('{"threads": 2}')
+    _, output, _ = command(dcgan.train.main, "--config", first, *common, other)
+    assert f"on cpu with 2 threads, as {first} had" in output
+    assert threads == [2]
 
 
 def test_a_truncated_checkpoint_is_named(command: Any, tmp_path: Path) -> None:

@@ -57,8 +57,8 @@ def test_resumed_goes_on_where_it_stopped(name: str, tmp_path: Path) -> None:
     train(dataclasses.replace(config, epochs=2), report=lambda row: None, checkpoint_dir=tmp_path)
     saved = checkpoint.load(tmp_path)
     state = new_state(config, CUDA)
-    state.rng.set_state(saved["rng"])
-    assert torch.equal(state.rng.get_state(), saved["rng"])
+    state.rng.set_state(saved["replicas"][0]["rng"])
+    assert torch.equal(state.rng.get_state(), saved["replicas"][0]["rng"])
     rows: list[Row] = []
     train(config, report=rows.append, checkpoint_dir=tmp_path, resume_from=tmp_path)
     assert [row["epoch"] for row in rows] == [3]

@@ -2,10 +2,12 @@
 
 import dataclasses
 import json
+import math
 import os
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -15,7 +17,8 @@ from torch.nn import functional as F
 from dcgan import checkpoint
 from dcgan.config import TrainConfig
 from dcgan.data import Source, load_split
-from dcgan.loop import LOOP_STREAM, new_state, train, train_epoch
+from dcgan.evaluate import load_reference
+from dcgan.loop import LOOP_STREAM, combine, judge_replicas, new_state, train, train_epoch
 from dcgan.models import build
 from dcgan.schema import COLUMNS, Row
 
@@ -27,6 +30,7 @@ TINY = TrainConfig(
 VARIANTS = {
     "adam": TINY,
     "adam with EMA": dataclasses.replace(TINY, ema_decay=0.9, generator_lr=1e-3),
+    "two replicas with EMA": dataclasses.replace(TINY, replicas=2, ema_decay=0.9),
     "rmsprop with EMA": dataclasses.replace(TINY, optimizer="rmsprop", ema_decay=0.9, extra_convs=1),
 }
 RESUME = """
@@ -54,8 +58,8 @@ def tensors(folder: Path) -> dict[str, torch.Tensor]:
     def walk(name: str, value: object) -> None:
         if isinstance(value, torch.Tensor):
             found[name] = value
-        elif isinstance(value, dict):
-            for key, item in value.items():
+        elif isinstance(value, dict | list):
+            for key, item in value.items() if isinstance(value, dict) else enumerate(value):
                 walk(f"{name}/{key}", item)
 
     walk("", checkpoint.load(folder))
@@ -72,8 +76,13 @@ def assert_same_run(a: Path, b: Path) -> None:
     assert untimed(checkpoint.load(a)["history"]) == untimed(checkpoint.load(b)["history"])
 
 
-def textbook_epochs(config: TrainConfig, epochs: int) -> tuple[torch.nn.Module, torch.nn.Module, list[float]]:
-    """DCGAN's updates written as a tutorial does: probabilities' cross-entropy, three backward passes, plain layout."""
+def textbook_epochs(
+    config: TrainConfig, epochs: int, start: dict[str, Any] | None = None
+) -> tuple[torch.nn.Module, torch.nn.Module, list[float]]:
+    """DCGAN's updates written as a tutorial does: probabilities' cross-entropy, three backward passes, plain layout.
+
+    `start`: a replica of a checkpoint to go on from, at the config's rates.
+    """
     images = load_split(Source(config.dataset, config.image_size), "train").images
     G, D = build(config)
     if config.optimizer == "adam":
@@ -85,6 +94,13 @@ def textbook_epochs(config: TrainConfig, epochs: int) -> tuple[torch.nn.Module, 
         optimizer_d = torch.optim.RMSprop(D.parameters(), lr=config.discriminator_lr, foreach=False)
     seed = np.random.SeedSequence([config.seed, LOOP_STREAM]).generate_state(1, np.uint64)[0] >> np.uint64(1)
     rng = torch.Generator().manual_seed(int(seed))
+    if start:
+        G.load_state_dict(start["generator"])
+        D.load_state_dict(start["discriminator"])
+        optimizer_g.load_state_dict(start["generator_optimizer"])
+        optimizer_d.load_state_dict(start["discriminator_optimizer"])
+        optimizer_g.param_groups[0]["lr"], optimizer_d.param_groups[0]["lr"] = config.generator_lr, config.discriminator_lr
+        rng.set_state(start["rng"])
     ones, zeros = torch.ones(config.batch_size), torch.zeros(config.batch_size)
     losses = []
     for _ in range(epochs):
@@ -131,6 +147,91 @@ def test_loop_does_what_a_textbook_loop_does(optimizer: str) -> None:
     assert means["discriminator_loss"] == pytest.approx(np.mean(losses), rel=1e-4)
 
 
+def test_the_average_has_a_short_memory_at_first(monkeypatch: pytest.MonkeyPatch) -> None:
+    decays: list[float] = []
+    monkeypatch.setattr("dcgan.loop.update_average", lambda average, live, decay: decays.append(decay))
+    config = dataclasses.replace(TINY, ema_decay=0.5)
+    state = new_state(config, CPU)
+    for _ in range(2):
+        train_epoch(state, config, load_split(Source(config.dataset, config.image_size), "train").images)
+    assert decays == [*((1 + n) / (10 + n) for n in range(8)), *[0.5] * 8]
+
+
+@pytest.mark.parametrize("optimizer", ["adam", "rmsprop"])
+def test_new_rates_hold_from_the_first_update(optimizer: str, tmp_path: Path) -> None:
+    """One update an epoch: the only one after restoring is a textbook's at the new rates."""
+    old = dataclasses.replace(TINY, optimizer=optimizer, batch_size=8000, epochs=1)
+    new = dataclasses.replace(old, generator_lr=7e-4, discriminator_lr=1e-4, epochs=2)
+    train(old, report=lambda row: None, checkpoint_dir=tmp_path / "old")
+    train(new, report=lambda row: None, checkpoint_dir=tmp_path / "new", resume_from=tmp_path / "old", new_rates=True)
+    (before,), (after,) = (checkpoint.load(tmp_path / name)["replicas"] for name in ("old", "new"))
+    *textbook, _ = textbook_epochs(new, 1, before)
+    for name, theirs, start, ours in zip(("generator", "discriminator"), textbook, build(new), build(new), strict=True):
+        start.load_state_dict(before[name])
+        ours.load_state_dict(after[name])
+        a, b = movement(ours, start), movement(theirs, start)
+        assert torch.cosine_similarity(a, b, dim=0) > 0.999
+        assert a.norm().item() == pytest.approx(b.norm().item(), rel=1e-3)
+    train(dataclasses.replace(new, epochs=3), report=lambda row: None, resume_from=tmp_path / "new")  # they are its own now
+
+
+@pytest.mark.parametrize("name", ["adam", "adam with EMA", "rmsprop with EMA"])
+def test_each_replica_is_the_single_run_of_its_seed(name: str, tmp_path: Path) -> None:
+    config = dataclasses.replace(VARIANTS[name], epochs=2, replicas=2)
+    rows = train(config, report=lambda row: None, checkpoint_dir=tmp_path)
+    for r, seed in enumerate((5, 6)):
+        single = dataclasses.replace(config, seed=seed, replicas=1)
+        singles = train(single, report=lambda row: None, checkpoint_dir=tmp_path / str(seed))
+        for row, alone in zip(rows, singles, strict=True):
+            assert {column: values[r] for column, values in row["by_replica"].items()} == {
+                column: alone[column] for column in row["by_replica"]
+            }
+        ours, theirs = tensors(tmp_path), tensors(tmp_path / str(seed))
+        own = [key for key in theirs if key.startswith("/replicas/0/")]
+        assert len(own) > 30
+        for key in own:
+            assert torch.equal(ours[key.replace("/0/", f"/{r}/", 1)], theirs[key]), key
+
+
+def test_a_row_of_replicas_combines_theirs() -> None:
+    one = {"generator_loss": 1.0, "fid": 10.0, "digits_covered": 9, "collapsed": False}
+    two = {"generator_loss": 2.0, "fid": 13.0, "digits_covered": 7, "collapsed": True}
+    three = {"generator_loss": 6.0, "fid": 19.0, "digits_covered": 10, "collapsed": False}
+    combined = combine([one, two, three])
+    assert combined == {
+        "generator_loss": 3.0, "fid": 14.0, "digits_covered": 7, "collapsed": True,
+        "fid_std": pytest.approx(21**0.5),  # ((-4)² + (-1)² + 5²) / 2
+        "by_replica": {
+            "generator_loss": [1.0, 2.0, 6.0], "fid": [10.0, 13.0, 19.0],
+            "digits_covered": [9, 7, 10], "collapsed": [False, True, False],
+        },
+    }  # fmt: skip
+    assert json.loads(json.dumps(combined)) == combined
+    alone = combine([one])
+    assert alone == one | {"fid_std": 0.0}
+    assert {name: type(value) for name, value in alone.items()} == {name: type(value) for name, value in one.items()} | {
+        "fid_std": float
+    }
+
+
+def test_best_is_the_best_replica_of_the_epoch_with_the_best_mean(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    fids = [9.0, 2.0, 5.0, 4.0, 1.0, 9.0]  # of epochs 1, 1, 2, 2, 3, 3
+    seen: list[dict[str, torch.Tensor]] = []
+
+    def evaluate(generator: torch.nn.Module, *_: object) -> Row:
+        seen.append({name: tensor.clone() for name, tensor in generator.state_dict().items()})
+        return {"fid": fids[len(seen) - 1]}
+
+    monkeypatch.setattr("dcgan.loop.evaluate", evaluate)
+    train(dataclasses.replace(TINY, replicas=2, ema_decay=0.9), report=lambda row: None, checkpoint_dir=tmp_path)
+    best, _, epoch = checkpoint.load_generator(tmp_path)
+    assert (epoch, checkpoint.load(tmp_path)["best"]["fid"]) == (2, 4.5)
+    assert all(torch.equal(tensor, seen[3][name]) for name, tensor in best.state_dict().items())
+    last, _, epoch = checkpoint.load_generator(tmp_path, last=True)
+    assert epoch == 3
+    assert all(torch.equal(tensor, seen[4][name]) for name, tensor in last.state_dict().items())
+
+
 @pytest.mark.parametrize("name", VARIANTS)
 def test_stopped_and_restored_in_a_new_process_equals_undisturbed(name: str, tmp_path: Path) -> None:
     """k epochs, a new process, n - k epochs: for each k the same bits as n epochs."""
@@ -158,7 +259,7 @@ def test_two_runs_of_one_config_are_equal_and_another_seed_is_not(tmp_path: Path
     assert_same_run(tmp_path / "a", tmp_path / "b")
     train(dataclasses.replace(config, seed=6), report=lambda row: None, checkpoint_dir=tmp_path / "c")
     a, c = (checkpoint.load(tmp_path / name) for name in "ac")
-    assert not torch.equal(a["rng"], c["rng"])
+    assert not torch.equal(a["replicas"][0]["rng"], c["replicas"][0]["rng"])
     assert a["history"][0]["fid"] != c["history"][0]["fid"]
 
 
@@ -172,12 +273,29 @@ def test_a_finished_run_resumed_trains_nothing(tmp_path: Path) -> None:
 
 def test_rows_hold_exactly_the_documented_columns(tmp_path: Path) -> None:
     (row,) = train(dataclasses.replace(TINY, epochs=1), report=lambda row: None)
-    assert list(row) == list(COLUMNS)
+    assert list(row) == [name for name in COLUMNS if name != "by_replica"]
+    assert row["fid_std"] == 0
+    assert row["threads"] == 1
     assert row["images_seen"] == 8000
     assert row["eval_samples"] == 2000
     assert row["eval_split"] == "validation"
     assert row["images_per_second"] == pytest.approx(8000 / float(row["seconds_train"]))
     assert 1e7 < row["peak_memory_bytes"] < 1e11
+
+
+def test_rows_of_replicas_hold_every_documented_column() -> None:
+    reported: list[Row] = []
+    (row,) = train(dataclasses.replace(TINY, epochs=1, replicas=3), report=reported.append)
+    assert reported == [row]
+    assert reported[0]["by_replica"] is not row["by_replica"]  # what a report does to its row stays there
+    assert list(row) == list(COLUMNS)
+    columns = list(COLUMNS)
+    assert list(row["by_replica"]) == columns[columns.index("generator_loss") : columns.index("fid_std")]
+    assert {len(values) for values in row["by_replica"].values()} == {3}
+    assert row["fid"] == pytest.approx(np.mean(row["by_replica"]["fid"]))
+    assert row["fid_std"] == pytest.approx(np.std(row["by_replica"]["fid"], ddof=1))
+    assert row["images_seen"] == 8000
+    assert row["images_per_second"] == pytest.approx(3 * 8000 / row["seconds_train"])
 
 
 def test_golden_values_of_a_short_run() -> None:
@@ -193,6 +311,23 @@ def test_divergence_is_an_error_and_is_never_reported(which: str, tmp_path: Path
     with pytest.raises(FloatingPointError, match=r"diverged.*try a lower learning rate"):
         train(config, report=lambda row: pytest.fail("a diverged epoch was reported"), checkpoint_dir=tmp_path)
     assert not (tmp_path / checkpoint.NAME).exists()
+
+
+@pytest.mark.parametrize(
+    ("values", "weight", "message"),
+    [
+        (math.inf, 1.0, "^seed 6: training diverged in epoch 4: d_real is inf; try a lower learning rate$"),
+        (0.5, math.nan, "^seed 6: training diverged: G generates non-finite values; try a lower learning rate$"),
+    ],
+)
+def test_the_replica_that_diverged_is_named(values: float, weight: float, message: str) -> None:
+    config = dataclasses.replace(TINY, replicas=2)
+    replicas = [new_state(dataclasses.replace(config, replicas=1), CPU) for _ in range(2)]
+    with torch.no_grad():
+        next(replicas[1].generator.parameters()).mul_(weight)
+    reference = load_reference(Source(config.dataset, config.image_size), "validation")
+    with pytest.raises(FloatingPointError, match=message):
+        judge_replicas(replicas, [{"d_real": 0.5}, {"d_real": values}], config, reference, epoch=4)
 
 
 def test_a_batch_larger_than_the_data_is_refused() -> None:

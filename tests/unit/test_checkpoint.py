@@ -3,6 +3,7 @@
 import contextlib
 import dataclasses
 import io
+import json
 import os
 import re
 import resource
@@ -34,7 +35,7 @@ def trained(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def content_of(path: Path) -> dict[str, Any]:
     content = checkpoint.load(path)
-    assert content.pop("version") == 1
+    assert content.pop("version") == 2
     return content
 
 
@@ -100,6 +101,34 @@ def test_a_failed_write_leaves_the_old_file_and_nothing_else(tmp_path: Path) -> 
     assert list(tmp_path.iterdir()) == [path]
     checkpoint.save({"epoch": 3, "weights": torch.ones(100_000)}, tmp_path)
     assert content_of(path)["epoch"] == 3
+
+
+def test_rows_are_replaced_in_one_step(tmp_path: Path) -> None:
+    path = tmp_path / "result.json"
+    path.write_text("old\n" * 5)
+    rows = [{"epoch": 1, "fid": 2.5}, {"epoch": 2, "fid": 1.5, "by_replica": {"fid": [1.0, 2.0]}}]
+    checkpoint.write_rows(path, rows)
+    assert [json.loads(line) for line in path.read_text().splitlines()] == rows
+    with pytest.raises(OSError, match="File too large"), file_size_limit():
+        checkpoint.write_rows(path, rows * 1000)
+    assert [json.loads(line) for line in path.read_text().splitlines()] == rows
+    assert list(tmp_path.iterdir()) == [path]
+
+
+@pytest.mark.parametrize("name", ["result.json", checkpoint.NAME])
+def test_processes_that_write_one_file_do_not_share_an_unfinished_one(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str
+) -> None:
+    synced: list[str] = []
+    monkeypatch.setattr(os, "fsync", lambda file: synced.extend(path.name for path in tmp_path.glob("*.tmp")))
+    for pid in (11, 12):
+        monkeypatch.setattr(os, "getpid", lambda pid=pid: pid)
+        if name == checkpoint.NAME:
+            checkpoint.save({"epoch": 1}, tmp_path)
+        else:
+            checkpoint.write_rows(tmp_path / name, [{"epoch": 1}])
+    stem = name.split(".")[0]
+    assert synced == [f"{stem}.11.tmp", f"{stem}.12.tmp"]
 
 
 # --- damage
@@ -197,7 +226,7 @@ class Malicious:
 
 def test_code_in_a_file_is_not_executed(tmp_path: Path) -> None:
     path, trap = tmp_path / "evil.pt", tmp_path / "executed"
-    write_sealed({"version": 1, "config": Malicious(trap)}, path)
+    write_sealed({"version": 2, "config": Malicious(trap)}, path)
     with pytest.raises(ValueError, match=f"^{re.escape(str(path))} is no checkpoint of dcgan: it holds more than tensors"):
         checkpoint.load(path)
     assert not trap.exists()
@@ -233,8 +262,8 @@ def test_other_files_are_no_checkpoint(tmp_path: Path) -> None:
 
 def test_another_version_is_refused(tmp_path: Path) -> None:
     path = tmp_path / "checkpoint.pt"
-    write_sealed({"version": 2}, path)
-    with pytest.raises(ValueError, match=f"^{re.escape(str(path))} has checkpoint version 2; this code reads version 1$"):
+    write_sealed({"version": 1}, path)
+    with pytest.raises(ValueError, match=f"^{re.escape(str(path))} has checkpoint version 1; this code reads version 2$"):
         checkpoint.load(tmp_path)
 
 
@@ -256,6 +285,11 @@ def test_only_epochs_may_change(tmp_path: Path) -> None:
         checkpoint.check_same_run(tmp_path, saved, other)
     with pytest.raises(ValueError, match=f"epochs is 2; {re.escape(str(tmp_path))} has trained 3 already"):
         checkpoint.check_same_run(tmp_path, saved, dataclasses.replace(CONFIG, epochs=2))
+    rates = ("generator_lr", "discriminator_lr")
+    checkpoint.check_same_run(tmp_path, saved, dataclasses.replace(CONFIG, generator_lr=1e-3, epochs=3), rates)
+    message = f"{tmp_path} belongs to another config: seed was 0, is 4; only epochs, generator_lr, discriminator_lr may change"
+    with pytest.raises(ValueError, match=f"^{re.escape(message)} on resuming$"):
+        checkpoint.check_same_run(tmp_path, saved, other, rates)
     del saved["config"]["beta1"]  # as of older code
     with pytest.raises(ValueError, match=r"beta1 was None, is 0\.5;"):
         checkpoint.check_same_run(tmp_path, saved, CONFIG)
@@ -269,10 +303,12 @@ def test_a_run_of_another_config_is_not_resumed(trained: Path) -> None:
 
 def test_the_best_or_the_last_generator_is_loaded(trained: Path, tmp_path: Path) -> None:
     content = content_of(trained)
-    best, last, live = ({k: v + i for k, v in content["generator"].items()} for i in range(3))
+    (replica,) = content["replicas"]
+    best, last, live, second = ({k: v + i for k, v in replica["generator"].items()} for i in range(4))
     history = [{"epoch": epoch} for epoch in (1, 2, 3)]
     for average, expected in ((last, last), (None, live)):
-        changed = {"generator": live, "average": average, "history": history, "best": {"epoch": 2, "generator": best}}
+        replicas = [{"generator": live, "average": average}, {"generator": second, "average": average and second}]
+        changed = {"replicas": replicas, "history": history, "best": {"epoch": 2, "generator": best}}
         checkpoint.save(content | changed, tmp_path)
         for use_last, weights, epoch in ((False, best, 2), (True, expected, 3)):
             generator, config, found = checkpoint.load_generator(tmp_path, last=use_last)

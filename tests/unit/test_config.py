@@ -34,6 +34,7 @@ BASELINE = {
     "precision": "float32",
     "ema_decay": 0.0,
     "seed": 0,
+    "replicas": 1,
 }
 
 
@@ -76,6 +77,9 @@ def test_defaults_are_the_baseline() -> None:
         ({"ema_decay": 1}, "ema_decay is 1; allowed is 0 up to, not including, 1"),
         ({"seed": -1}, "seed is -1; allowed is 0 to 4294967295"),
         ({"seed": 2**32}, f"seed is {2**32}; allowed is 0 to 4294967295"),
+        ({"replicas": 0}, "replicas is 0; allowed is 1 to 64"),
+        ({"replicas": 65}, "replicas is 65; allowed is 1 to 64"),
+        ({"seed": 2**32 - 2, "replicas": 3}, "seed is 4294967294; allowed is 0 to 4294967293"),  # the third would be too large
         # wrong types
         ({"epochs": True}, "epochs is True, a bool; expected int"),
         ({"generator_lr": True}, "generator_lr is True, a bool; expected float"),
@@ -112,6 +116,7 @@ def test_every_multiple_of_4_is_accepted_down_to_a_map_of_2_pixels(size: int) ->
         {"beta1": 0, "ema_decay": 0.9999},
         {"generator_lr": 1},
         {"batch_size": 2, "epochs": 1, "seed": 2**32 - 1},
+        {"seed": 2**32 - 64, "replicas": 64},
         {"latent_size": 1, "generator_width": 1, "discriminator_width": 1024, "extra_convs": 16},
         {"channels": 3, "optimizer": "rmsprop", "dataset": "mnist-mini", "precision": "float16"},
     ],
