@@ -1,15 +1,23 @@
 """Loading and ranking, on folders laid out as Ray lays them out. Real ones are loaded in tests/integration."""
 
+import argparse
+import contextlib
+import itertools
 import json
+import shutil
+import sqlite3
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+import optuna
 import pandas as pd
 import pytest
+from optuna.trial import TrialState, create_trial
 
-from analysis.load import load_trials
-from analysis.tables import ranking, varied, write
-from dcgan.schema import COLUMNS
+from analysis import cli
+from analysis.load import RESULTS, load_trials
+from analysis.tables import conditions, pareto, ranking, varied, write
 
 PROTOCOL = {
     "eval_split": "validation",
@@ -23,7 +31,7 @@ PROTOCOL = {
 
 def row(epoch: int, fid: float) -> dict[str, Any]:
     """A row with every column, and some of Ray's own."""
-    values: dict[str, Any] = dict.fromkeys(COLUMNS, 1.0)
+    values: dict[str, Any] = dict.fromkeys(RESULTS, 1.0)
     counts = {"epoch": epoch, "images_seen": 8000 * epoch, "digits_covered": 9, "peak_memory_bytes": 5_000_000}
     ray = {"training_iteration": epoch, "time_total_s": 3.0, "config": {"generator_lr": 1}, "trial_id": "x"}
     return values | counts | {"fid": fid, "collapsed": epoch == 1} | PROTOCOL | ray
@@ -63,7 +71,7 @@ def test_frame_is_long_typed_and_complete(run: Path) -> None:
         ("trial_a", 1), ("trial_a", 2), ("trial_a", 3), ("trial_b", 1), ("trial_c", 1), ("trial_d", 0),
         ("trial_e", 1), ("trial_e", 2),
     ]  # fmt: skip
-    assert set(COLUMNS) <= set(frame.columns)
+    assert set(RESULTS) <= set(frame.columns)
     assert not {"training_iteration", "config", "trial_id"} & set(frame.columns)
     assert frame["epoch"].dtype == "Int64"
     assert frame["collapsed"].dtype == "boolean"
@@ -180,3 +188,208 @@ def test_no_results_is_an_error_that_names_the_folder(tmp_path: Path) -> None:
         load_trials(tmp_path)
     with pytest.raises(FileNotFoundError, match="no results at"):
         load_trials(tmp_path / "nowhere")
+
+
+def test_errors_take_one_line(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    def answer(_: argparse.Namespace) -> str:
+        raise ValueError("first\nsecond")
+
+    monkeypatch.setattr("sys.argv", ["x"])
+    with pytest.raises(SystemExit, match="2"):
+        cli.run(argparse.ArgumentParser(prog="x"), answer)
+    assert capsys.readouterr().err == "x: error: first second\n"
+
+
+STATES = {0: TrialState.COMPLETE, 1: TrialState.PRUNED, 2: TrialState.FAIL, 3: TrialState.RUNNING, 5: TrialState.WAITING}
+
+
+@pytest.fixture(scope="module")
+def made(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A study of six trials, made by Optuna itself."""
+    path = tmp_path_factory.mktemp("made") / "study.db"
+    study = optuna.create_study(storage=f"sqlite:///{path}")
+    for number in range(6):
+        state = STATES.get(number, TrialState.FAIL)
+        study.add_trial(create_trial(state=state, values=[1.0] if state == TrialState.COMPLETE else None))
+    return path
+
+
+@pytest.fixture
+def study(run: Path, made: Path) -> Path:
+    """The search of `run` as Optuna tells it, with its trials numbered, in a folder whose name no URI may hold as it is."""
+    folder = run / "odd name?#%41 &mode=rw"
+    folder.mkdir()
+    for number, name in enumerate("abcde"):
+        (run / f"trial_{name}").rename(folder / f"trial_{number:04d}")
+    shutil.copy(made, folder / "study.db")
+    return folder
+
+
+def statuses(frame: pd.DataFrame) -> list[str]:
+    return frame.drop_duplicates("trial")["status"].to_list()
+
+
+def test_statuses_come_from_the_study(study: Path) -> None:
+    (study / "trial_0000" / "result.json").write_text(json.dumps(row(1, 50.0)))  # the study's word counts
+    frame = load_trials(study)
+    assert statuses(frame) == ["finished", "stopped", "failed", "unfinished", "failed"]
+    assert frame.query("trial == 'trial_0002'")["error"].item() == "FloatingPointError: training diverged in epoch 2"
+
+
+def test_a_trial_that_failed_after_its_last_epoch_has_failed(study: Path) -> None:
+    (study / "trial_0002" / "result.json").write_text("".join(json.dumps(row(n, 9.0)) + "\n" for n in (1, 2, 3)))
+    assert statuses(load_trials(study))[2] == "failed"
+
+
+def test_the_study_outweighs_an_error_left_by_an_earlier_attempt(study: Path) -> None:
+    (study / "trial_0001" / "error.txt").write_text("Traceback\nOSError: worker lost\n")
+    frame = load_trials(study).query("trial == 'trial_0001'")
+    assert statuses(frame) == ["stopped"]
+    assert frame["error"].isna().all()
+
+
+@pytest.mark.parametrize("damage", ["text", "empty", "no number", "locked"])
+def test_a_study_that_cannot_be_read_is_named_and_the_rows_decide(damage: str, study: Path) -> None:
+    path = study / "study.db"
+    with contextlib.closing(sqlite3.connect(path)) as database:
+        if damage == "no number":
+            with database:
+                database.execute("UPDATE trials SET number = NULL")
+        elif damage == "locked":
+            database.execute("BEGIN EXCLUSIVE")
+        else:
+            path.write_text("no database" if damage == "text" else "")
+        with pytest.warns(UserWarning, match=r"study\.db is damaged or locked"):
+            frame = load_trials(study)
+    assert statuses(frame) == ["finished", "unfinished", "failed", "failed", "unfinished"]
+
+
+def test_reading_leaves_the_study_as_it_is(study: Path) -> None:
+    before = (study / "study.db").read_bytes(), sorted(study.iterdir())
+    load_trials(study)
+    assert ((study / "study.db").read_bytes(), sorted(study.iterdir())) == before
+
+
+def replicated(epoch: int, fids: list[float]) -> dict[str, Any]:
+    own = {"fid": fids, "collapsed": [fid > 30 for fid in fids], "digits_covered": [9 - i for i in range(len(fids))]}
+    return row(epoch, sum(fids) / len(fids)) | {"fid_std": 1.5, "by_replica": own}
+
+
+@pytest.fixture
+def replicas(run: Path) -> Path:
+    """The search of `run`, in which trial a trained seeds 7, 8 and 9 for two epochs."""
+    settings = json.loads((run / "trial_a" / "params.json").read_text())
+    (run / "trial_a" / "params.json").write_text(json.dumps(settings | {"seed": 7, "replicas": 3}))
+    lines = [replicated(1, [30.0, 40.0, 50.0]), replicated(2, [10.0, 60.0, 20.0])]
+    (run / "trial_a" / "result.json").write_text("".join(json.dumps(line) + "\n" for line in lines))
+    return run
+
+
+def test_replicas_are_one_row_of_means_by_default(replicas: Path) -> None:
+    frame = load_trials(replicas)
+    assert "by_replica" not in frame
+    assert frame["threads"].dtype == "Int64"
+    assert frame.query("trial == 'trial_a'")[["epoch", "seed", "fid", "fid_std"]].to_numpy().tolist() == [
+        [1, 7, 40.0, 1.5], [2, 7, 30.0, 1.5],
+    ]  # fmt: skip
+    assert "Mean of 3 seeds a setting" in conditions(frame)
+    assert "One seed a setting" in conditions(frame.drop(columns="replicas"))
+
+
+def test_per_seed_each_replica_has_its_own_rows(replicas: Path) -> None:
+    frame = load_trials(replicas, per_seed=True)
+    assert "by_replica" not in frame
+    own = frame.query("trial == 'trial_a'")
+    columns = ["seed", "epoch", "fid", "collapsed", "digits_covered", "fid_std", "images_seen"]
+    assert own[columns].to_numpy().tolist() == [
+        [7, 1, 30.0, False, 9, 1.5, 8000], [7, 2, 10.0, False, 9, 1.5, 16000],
+        [8, 1, 40.0, True, 8, 1.5, 8000], [8, 2, 60.0, True, 8, 1.5, 16000],
+        [9, 1, 50.0, True, 7, 1.5, 8000], [9, 2, 20.0, False, 7, 1.5, 16000],
+    ]  # fmt: skip
+    pd.testing.assert_frame_equal(
+        frame.query("trial != 'trial_a'").reset_index(drop=True),
+        load_trials(replicas).query("trial != 'trial_a'").reset_index(drop=True),
+        check_dtype=False,
+    )
+
+
+@pytest.mark.parametrize("per_seed", [False, True])
+@pytest.mark.parametrize(
+    "own",
+    [{"fid": [1.0, 2.0]}, {"fid": [1.0, 2.0, 3.0], "kid": [1.0] * 4}, {"fid": [1.0, "2", 3.0]}, {"fid": [1.0, None, 3.0]},
+     {"fid": 1.0}, {}, [1.0, 2.0, 3.0], None],
+)  # fmt: skip
+def test_damaged_replicas_are_a_damaged_row(own: object, per_seed: bool, replicas: Path) -> None:
+    with (replicas / "trial_a" / "result.json").open("a") as file:
+        file.write(json.dumps(replicated(3, [1.0, 2.0, 3.0]) | {"by_replica": own}))
+    with pytest.warns(UserWarning, match=r"trial_a/result.json, line 3, is damaged"):
+        frame = load_trials(replicas, per_seed=per_seed)
+    assert len(frame.query("trial == 'trial_a'")) == (6 if per_seed else 2)
+
+
+def test_replicas_without_settings_have_no_seed(replicas: Path) -> None:
+    (replicas / "trial_a" / "params.json").unlink()
+    with pytest.warns(UserWarning, match="params.json is missing or damaged"):
+        frame = load_trials(replicas, per_seed=True).query("trial == 'trial_a'")
+    assert len(frame) == 6
+    assert frame["seed"].isna().all()
+
+
+def test_pareto_agrees_with_comparing_all_pairs() -> None:
+    objectives = [("a", "min"), ("b", "max"), ("c", "min")]
+    rng = np.random.default_rng(0)
+    for number in (2, 3):
+        goals = objectives[:number]
+        table = pd.DataFrame(rng.integers(9, size=(60, 3)).astype(float), columns=list("abc"), index=range(100, 160))
+        table.iloc[::9, 0] = np.nan
+        expected = dict.fromkeys(table.index, True) | dict.fromkeys(table.index[::9], False)
+        for (i, one), (_, other) in itertools.product(table.iterrows(), table.iterrows()):
+            better = [other[n] < one[n] if mode == "min" else other[n] > one[n] for n, mode in goals]
+            worse = [other[n] > one[n] if mode == "min" else other[n] < one[n] for n, mode in goals]
+            if any(better) and not any(worse) and not other[["a"]].isna().any():
+                expected[i] = False
+        assert pareto(table, goals).to_dict() == expected
+        assert 1 < sum(expected.values()) < 40
+
+
+def test_pareto_of_one_nothing_and_missing_values() -> None:
+    goals = [("a", "min"), ("b", "min")]
+    assert pareto(pd.DataFrame({"a": [1.0], "b": [2.0]}), goals).to_list() == [True]
+    assert pareto(pd.DataFrame({"a": [], "b": []}), goals).to_list() == []
+    missing = pd.DataFrame({"a": pd.array([1.0, None], dtype="Float64"), "b": [pd.NA, 1.0]})
+    assert pareto(missing, goals).to_list() == [False, False]
+    with pytest.raises(ValueError, match="mode is 'minimize'; allowed: min, max"):
+        pareto(missing, [("a", "minimize")])
+
+
+def describe(run: Path, objectives: list[tuple[str, str]]) -> None:
+    search = json.loads((run / "search.json").read_text())
+    search["objectives"] = [{"column": column, "mode": mode} for column, mode in objectives]
+    (run / "search.json").write_text(json.dumps(search))
+
+
+def test_several_objectives_show_who_is_on_the_front(run: Path) -> None:
+    """Of the best epoch by fid: a has 20 and 5 d_fake, e 35 and 4, b 40 and 6, c 60 and 1."""
+    speeds = {"a": [9.0, 5.0, 9.0], "b": [6.0], "c": [1.0], "e": [9.0, 4.0]}
+    for name, values in speeds.items():
+        path = run / f"trial_{name}" / "result.json"
+        lines = [json.loads(line) for line in path.read_text().splitlines()]
+        lines = [line | {"d_fake": value} for line, value in zip(lines, values, strict=True)]
+        path.write_text("".join(json.dumps(line) + "\n" for line in lines))
+    describe(run, [("fid", "min"), ("d_fake", "max")])
+    table, text = write(run)
+    assert table["trial"].to_list() == ["trial_a", "trial_e", "trial_b", "trial_c", "trial_d"]
+    assert table["pareto"].to_list() == [True, False, True, False, False]
+    assert table["d_fake"].to_list()[:4] == [5.0, 4.0, 6.0, 1.0]
+    assert text.splitlines()[0].split()[:2] == ["rank", "pareto"]
+    assert "d_fake" in text.splitlines()[0]
+    assert [line.split()[1] for line in text.splitlines()[2:6]] == ["yes", "trial_e", "yes", "trial_c"]
+    assert pd.read_csv(run / "table.csv")["pareto"].to_list() == [True, False, True, False, False]
+
+
+def test_the_first_objective_ranks(run: Path) -> None:
+    describe(run, [("images_seen", "max")])
+    table, text = write(run)
+    assert table["images_seen"].to_list()[:4] == [24000, 16000, 8000, 8000]
+    assert table["trial"].to_list() == ["trial_a", "trial_e", "trial_b", "trial_c", "trial_d"]
+    assert "pareto" not in text
