@@ -3,6 +3,7 @@
 import dataclasses
 import os
 import platform
+import shlex
 import tempfile
 import time
 from dataclasses import dataclass
@@ -20,13 +21,16 @@ from dcgan.config import TrainConfig
 from dcgan.data import Source, load_split, source
 from dcgan.evaluate import device_name, evaluate, load_reference, protocol
 from dcgan.loop import new_state, train_epoch
-from dcgan.schema import COLUMNS
-from tune.searches import SEARCHES, Point, Search
+from dcgan.schema import COLUMNS, METRIC
+from tune.searches import OBJECTIVES, SEARCHES, Point, Search
 
 REDUCTION_FACTOR = 3  # ASHA keeps the best third at each rung (Li et al. 2020, arXiv 1810.05934)
+SEARCH_FILE = "search.json"
+LOCK = ".lock"
 optuna.logging.set_verbosity(optuna.logging.WARNING)  # it announces each study
 CPU_QUOTA = Path("/sys/fs/cgroup/cpu.max")
 SAMPLERS = ("tpe", "random", "grid")
+SCHEDULERS = ("asha", "fifo", "pbt")
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -35,7 +39,14 @@ class Plan:
 
     search: Search
     sampler: str
+    scheduler: str
+    objectives: tuple[str, ...] = (METRIC,)
+    """Columns to optimise; the first is the search's metric."""
+    points: list[Point]
+    """Settings tried before the sampler proposes any."""
     num_trials: int
+    grace_period: int
+    """Epochs before the first decision of ASHA, or between two of PBT."""
     seed: int
     data_dir: Path | None
     folder: Path
@@ -46,20 +57,23 @@ class Plan:
     """CPU threads of a trial."""
     gpus: float
     """Share of a GPU that a trial asks for; 0 on a machine without one."""
+    confirm: int
+    """Best settings to train again after the search; 0 leaves that out."""
+    confirm_seeds: int
 
     @property
     def epochs(self) -> int:
         return self.search.base.epochs
 
     @property
-    def grace_period(self) -> int:
-        """Epochs before the first decision. At a tenth of the budget most GANs still draw noise, which ranks nothing."""
-        return max(1, self.epochs // 4)
+    def patience(self) -> int:
+        """Epochs in a row that a trial may be collapsed and get no better before it is given up."""
+        return max(4, -(-self.epochs // 3))
 
     @property
     def rungs(self) -> list[int]:
-        """Epochs at which ASHA decides; none for a grid, which is there to be compared as a whole."""
-        if self.sampler == "grid":
+        """Epochs at which ASHA decides."""
+        if self.scheduler != "asha":
             return []
         rungs = [self.grace_period]
         while rungs[-1] * REDUCTION_FACTOR < self.epochs:
@@ -67,9 +81,13 @@ class Plan:
         return [rung for rung in rungs if rung < self.epochs]
 
     @property
-    def first_points(self) -> list[Point]:
-        """Points tried before the sampler proposes any: the whole grid, or the baseline."""
-        return self.search.grid_points() if self.sampler == "grid" else [self.search.baseline()]
+    def resume_command(self) -> str:
+        """The command that goes on with an interrupted search."""
+        return f"python -m tune.run --resume {self.folder.name} --storage {shlex.quote(str(self.folder.parent))}"
+
+    def trial_folder(self, number: int) -> Path:
+        """Where the trial of a number keeps its settings, rows and checkpoint."""
+        return self.folder / f"trial_{number:04d}"
 
     def expected_epochs(self) -> float:
         """Epochs of a trial on average, if trials came in no order: the i-th at a rung is among the best third of those
@@ -80,6 +98,11 @@ class Plan:
             before = rung
             arrivals = sum(1 / min(i, REDUCTION_FACTOR) for i in range(1, round(arrivals) + 1))
         return epochs / self.num_trials
+
+
+def default_grace_period(epochs: int) -> int:
+    """A sixth of the epochs: from there on trials rank much as they do at the end (analysis.rungs, docs/log.md)."""
+    return max(1, round(epochs / 6))
 
 
 def resources(gpus_per_trial: float, max_concurrent: int | None) -> tuple[int, int, float]:
@@ -99,14 +122,6 @@ def usable_cpus() -> int:
     if CPU_QUOTA.is_file() and (quota := CPU_QUOTA.read_text().split())[0] != "max":
         cpus = min(cpus, max(1, int(quota[0]) // int(quota[1])))
     return cpus
-
-
-def make_sampler(plan: Plan) -> optuna.samplers.BaseSampler:
-    """Optuna's sampler for what comes after the first points."""
-    if plan.sampler == "tpe":
-        startup = min(10, max(1, plan.num_trials // 3))  # random trials first; Optuna's 10 would leave few for a demo
-        return optuna.samplers.TPESampler(seed=plan.seed, n_startup_trials=startup)
-    return optuna.samplers.RandomSampler(seed=plan.seed)
 
 
 def preflight(plan: Plan, device: torch.device) -> None:
@@ -159,33 +174,56 @@ def _one_epoch(config: TrainConfig, data: Source) -> float:
     train_epoch(state, small, images[: small.batch_size])
     start = time.perf_counter()
     train_epoch(state, small, images[: 2 * small.batch_size])
-    return evaluated + (time.perf_counter() - start) * len(images) / (2 * small.batch_size)
+    trained = (time.perf_counter() - start) * len(images) / (2 * small.batch_size)
+    return (evaluated + trained) * config.replicas
 
 
-def describe(plan: Plan, chosen: str, cost: float) -> str:
-    """The plan as a person reads it. `cost` is `seconds_per_epoch`."""
+def describe(plan: Plan, chosen: str, cost: float | None) -> str:
+    """The plan as a person reads it. `cost` is `seconds_per_epoch`; None leaves it out."""
     search, base = plan.search, plan.search.base
     doc = " ".join((SEARCHES[search.name].__doc__ or "").split())
     epochs = plan.num_trials * plan.expected_epochs()
     gpus = f" and {plan.gpus:g} GPU" if plan.gpus else ""
-    rungs = ", ".join(map(str, plan.rungs))
+    seeds = f", each on {base.replicas} seeds" if base.replicas > 1 else ""
     first = "the report's grid" if plan.sampler == "grid" else f"{plan.sampler}, the first at the baseline"
+    first += f", then {len(plan.points) - 1} of an earlier search" if plan.sampler != "grid" and plan.points[1:] else ""
     space = [f"{name:<18} {describe_axis(axis)}" for name, axis in search.axes.items()]
     if plan.sampler == "grid":
         space = [f"{name:<18} {', '.join(map(str, values))}" for name, values in search.grid.items()]
     space += [f"{name:<18} follows {followed}" for name, followed in search.ties.items()]
+    metric = f"{search.metric} on validation: {COLUMNS[search.metric]}"
     lines = [
         ("search", f"{search.name}: {doc}"),
         ("preset", chosen),
         ("data", f"{base.dataset}, {base.image_size} × {base.image_size}, width {base.generator_width}, {plan.epochs} epochs"),
         *(("space" if i == 0 else "", line) for i, line in enumerate(space or ["a single setting"])),
-        ("trials", f"{plan.num_trials} by {first}; seed {plan.seed}; {plan.slots} at a time with {plan.cpus} CPU{gpus} each"),
-        ("rungs", f"the best third goes on after epoch {rungs} (ASHA)" if rungs else "none: every trial trains all epochs"),
-        ("metric", f"{search.metric} on validation: {COLUMNS[search.metric]}"),
-        ("cost", f"about {epochs:.0f} epochs at {cost:.1f} s: about {duration(epochs * cost / plan.slots)}"),
+        (
+            "trials",
+            f"{plan.num_trials} by {first}; seed {plan.seed}{seeds}; {plan.slots} at a time, {plan.cpus} CPU{gpus} each",
+        ),
+        ("rungs", describe_scheduler(plan)),
+        ("metric", metric if len(plan.objectives) == 1 else f"Pareto set of {', '.join(plan.objectives)}, on validation"),
+        ("cost", f"about {epochs:.0f} epochs at {cost:.1f} s: about {duration(epochs * cost / plan.slots)}" if cost else ""),
+        ("confirm", describe_confirm(plan, cost) if plan.confirm else ""),
         ("results", str(plan.folder)),
     ]
-    return "\n".join(f"{name:<8} {text}" for name, text in lines)
+    return "\n".join(f"{name:<8} {text}" for name, text in lines if text)
+
+
+def describe_confirm(plan: Plan, cost: float | None) -> str:
+    """The confirm stage as a person reads it."""
+    text = f"the best {plan.confirm} and the baseline on {plan.confirm_seeds} fresh seeds, judged on test"
+    epochs = (plan.confirm + 1) * plan.confirm_seeds * plan.epochs
+    return text + (f": about {duration(epochs * cost / plan.search.base.replicas / plan.slots)} more" if cost else "")
+
+
+def describe_scheduler(plan: Plan) -> str:
+    """What may end a trial early, or change it, as a person reads it."""
+    if plan.scheduler == "pbt":
+        return f"every {plan.grace_period} epochs the worst quarter takes over from the best, at other learning rates (PBT)"
+    if plan.rungs:
+        return f"the best third goes on after epoch {', '.join(map(str, plan.rungs))} (ASHA)"
+    return "none: every trial trains all epochs"
 
 
 def describe_axis(distribution: BaseDistribution) -> str:
@@ -206,7 +244,10 @@ def record(plan: Plan, arguments: dict[str, Any], device: torch.device) -> dict[
         "base": base.to_dict(),
         "metric": search.metric,
         "mode": search.mode,
+        "objectives": [{"column": name, "mode": OBJECTIVES[name]} for name in plan.objectives],
         "sampler": plan.sampler,
+        "scheduler": plan.scheduler,
+        "points": plan.points,
         "num_trials": plan.num_trials,
         "rungs": plan.rungs,
         "seed": plan.seed,

@@ -1,12 +1,13 @@
 """`python -m tune.run`: one command from a question to a table."""
 
 import argparse
+import dataclasses
 import datetime
 import json
 import os
 import sys
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 # Before Ray is imported: no usage reports, and Tune's own status output gives way to tune.progress.
 os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
@@ -17,12 +18,28 @@ import torch
 from dcgan import checkpoint, cli
 from dcgan.config import DATASETS, TrainConfig
 from dcgan.data import default_data_dir
-from dcgan.models import Generator
 from dcgan.precision import absurdly_slow, default_device, usable
-from tune.plan import SAMPLERS, Plan, describe, preflight, record, resources, seconds_per_epoch
-from tune.searches import DEMO, PRESETS, REPORT, SEARCHES, make_search
+from dcgan.schema import METRIC
+from tune.plan import (
+    LOCK,
+    SAMPLERS,
+    SCHEDULERS,
+    SEARCH_FILE,
+    Plan,
+    default_grace_period,
+    describe,
+    preflight,
+    record,
+    resources,
+    seconds_per_epoch,
+)
+from tune.searches import DEMO, OBJECTIVES, PRESETS, REPORT, SEARCHES, Point, Search, make_search
 
-SEARCH_FILE = "search.json"
+if TYPE_CHECKING:
+    from tune.runner import Stop  # Ray takes 2 s to import, which --help and errors need not wait for
+
+ON_RESUMING = ("resume", "storage", "dry_run", "confirm", "confirm_seeds", "retry_failed")
+NOT_KEPT = ("resume", "storage", "dry_run", "name", "retry_failed")
 
 
 def make_parser() -> cli.Parser:
@@ -43,53 +60,119 @@ def make_parser() -> cli.Parser:
     add("--preset", choices=PRESETS, help="budget; see below (default: report with a GPU, else demo)")
     add("--num-trials", type=int, metavar="N", help="settings to try (default: the preset's)")
     add("--epochs", type=int, metavar="N", help="epochs of a trial that is never stopped (default: the preset's)")
+    add("--width", type=int, metavar="C", help="channels of both nets at the baseline (default: the preset's)")
     add("--dataset", choices=DATASETS, help="data set (default: the preset's)")
     cli.add_data_dir(parser)
     add("--sampler", choices=SAMPLERS, help="Optuna's TPE, chance, or the report's own grid (default: tpe)")
+    add("--scheduler", choices=SCHEDULERS, help="what may end trials early: ASHA, nothing, or PBT (default: asha; grid: fifo)")
+    add("--grace-period", type=int, metavar="N", help="epochs before ASHA's first decision (default: a sixth of them)")
+    add("--replicas", type=int, metavar="R", help="seeds that each trial trains; their mean counts (default: 1)")
+    add("--objectives", metavar="A,B", help=f"columns to optimise together, {METRIC} first: {', '.join(OBJECTIVES)}")
+    add("--points-from", type=Path, metavar="RUN", help="begin with the best settings of an earlier search's folder")
     add("--set", action="append", default=[], metavar="KEY=VALUE", help="fix a setting: ema_decay=0.999; repeatable")
     add("--max-concurrent", type=int, metavar="N", help="trials at a time (default: all that fit; 1 repeats exactly)")
     add("--gpus-per-trial", type=float, default=0.25, metavar="X", help="GPU share of a trial, if any (default: 0.25)")
     add("--seed", type=int, default=0, help="seed of the sampler and of every trial (default: 0)")
+    add("--confirm", type=int, metavar="K", help="train the best K again on fresh seeds, after; 0: not (default: the preset's)")
+    add("--confirm-seeds", type=int, metavar="N", help="fresh seeds of each (default: the preset's)")
     add("--storage", type=Path, default=Path("runs"), metavar="DIR", help="folder of all searches (default: runs)")
     add("--name", help="this search's folder in it (default: search, date and time)")
-    add("--resume", metavar="NAME", help="go on with the search of that name; only --storage goes with it")
+    add("--resume", metavar="NAME", help="go on with the search of that name")
+    add("--retry-failed", action="store_true", help="with --resume: begin failed trials anew, from their last epoch")
     add("--dry-run", action="store_true", help="print the plan and its cost, and stop")
     return parser
 
 
-def read_plan(args: argparse.Namespace, device: torch.device) -> Plan:
-    """The plan that a command line with a settled preset asks for.
+def read_plan(args: argparse.Namespace, device: torch.device, points: list[Point] | None = None) -> Plan:
+    """The plan that a command line with a settled preset asks for. `points` are those of the search to resume.
 
     Raises:
         ValueError: a value that is not allowed.
+        FileNotFoundError: there is no search to take points from.
     """
-    for flag in ("num_trials", "epochs", "max_concurrent"):
+    for flag in ("num_trials", "epochs", "max_concurrent", "grace_period", "replicas", "width", "confirm_seeds"):
         if (value := getattr(args, flag)) is not None and value < 1:
             raise ValueError(f"--{flag.replace('_', '-')} is {value}; allowed is at least 1")
+    if args.confirm is not None and args.confirm < 0:
+        raise ValueError(f"--confirm is {args.confirm}; allowed is at least 0")
     if not 0 < args.gpus_per_trial <= 1:
         raise ValueError(f"--gpus-per-trial is {args.gpus_per_trial}; allowed is above 0, up to 1 (a trial uses one GPU)")
+    preset = PRESETS[args.preset]
+    preset = dataclasses.replace(preset, width=args.width or preset.width)
     settings = parse_settings(args.set)
-    given = {"dataset": args.dataset, "epochs": args.epochs, "seed": args.seed}
+    given = {"dataset": args.dataset, "epochs": args.epochs, "seed": args.seed, "replicas": args.replicas}
     settings |= {name: value for name, value in given.items() if value is not None}
-    search = make_search(args.search, PRESETS[args.preset], usable(device), settings)
+    search = make_search(args.search, preset, usable(device), settings)
     sampler = args.sampler or search.sampler
-    wanted = len(search.grid_points()) if sampler == "grid" else search.num_trials
-    if sampler == "grid" and args.num_trials and args.num_trials > wanted:
-        raise ValueError(f"--num-trials is {args.num_trials}; the grid of {search.name} has {wanted} settings")
+    objectives = parse_objectives(args.objectives)
+    scheduler = args.scheduler or ("fifo" if sampler == "grid" or len(objectives) > 1 else "asha")
+    there_are = len(search.grid_points()) if sampler == "grid" else search.settings
+    num_trials = args.num_trials or int(there_are if sampler == "grid" else min(search.num_trials, there_are))
+    if num_trials > there_are:
+        raise ValueError(f"--num-trials is {num_trials}; the {sampler} sampler of {search.name} has {there_are} settings")
+    grace_period = args.grace_period or default_grace_period(search.base.epochs)
+    check_search(search, scheduler, objectives)
+    if grace_period > search.base.epochs:
+        raise ValueError(f"--grace-period is {grace_period}; allowed is up to the {search.base.epochs} epochs of a trial")
     slots, cpus, gpus = resources(args.gpus_per_trial, args.max_concurrent)
     name = args.name or f"{search.name}-{datetime.datetime.now():%Y%m%d-%H%M%S}"
     check_name("--name", name)
     return Plan(
         search=search,
         sampler=sampler,
-        num_trials=args.num_trials or wanted,
+        scheduler=scheduler,
+        objectives=objectives,
+        points=first_points(search, sampler, num_trials, args.points_from) if points is None else points,
+        num_trials=num_trials,
+        grace_period=grace_period,
         seed=args.seed,
         data_dir=(args.data_dir or default_data_dir()).expanduser().absolute(),  # workers run in other folders
         folder=args.storage.expanduser().absolute() / name,
-        slots=min(slots, args.num_trials or wanted),
+        slots=min(slots, num_trials),
         cpus=cpus,
         gpus=gpus,
+        confirm=0 if scheduler == "pbt" else preset.confirm if args.confirm is None else args.confirm,
+        confirm_seeds=args.confirm_seeds or preset.confirm_seeds,
     )
+
+
+def check_search(search: Search, scheduler: str, objectives: tuple[str, ...]) -> None:
+    """Refuses combinations that cannot work.
+
+    Raises:
+        ValueError: names them, and what to do.
+    """
+    if scheduler == "pbt" and not search.rates:
+        raise ValueError(f"--scheduler pbt changes learning rates, which {search.name} does not vary; use hparams or joint")
+    if scheduler != "fifo" and len(objectives) > 1:
+        raise ValueError(f"--scheduler {scheduler} knows one objective; use fifo with --objectives {','.join(objectives)}")
+
+
+def parse_objectives(text: str | None) -> tuple[str, ...]:
+    """Columns to optimise from `fid,seconds_train`.
+
+    Raises:
+        ValueError: an unknown or doubled column, or another than the metric first.
+    """
+    names = tuple(name.strip() for name in text.split(",")) if text else (METRIC,)
+    if unknown := [name for name in names if name not in OBJECTIVES]:
+        raise ValueError(f"--objectives has {', '.join(map(repr, unknown))}; allowed: {', '.join(OBJECTIVES)}")
+    if names[0] != METRIC or len(set(names)) < len(names):
+        raise ValueError(f"--objectives is {text}; {METRIC} stands first, since it chooses each trial's epoch, and each once")
+    return names
+
+
+def first_points(search: Search, sampler: str, num_trials: int, earlier: Path | None) -> list[Point]:
+    """Points tried before the sampler proposes any: the whole grid, or the baseline and the best of an earlier search."""
+    if sampler == "grid":
+        if earlier:
+            raise ValueError("--points-from does not go with --sampler grid, whose settings are fixed")
+        return search.grid_points()[:num_trials]
+    if not search.axes:
+        return [search.baseline()]
+    from tune.study import best_points
+
+    return [search.baseline(), *(best_points(earlier, search, max(1, num_trials // 3)) if earlier else [])]
 
 
 def choose_preset(args: argparse.Namespace, device: torch.device) -> str:
@@ -116,7 +199,7 @@ def parse_settings(texts: list[str]) -> dict[str, Any]:
         key, equals, value = (part.strip() for part in text.partition("="))
         if not equals:
             raise ValueError(f"--set is {text!r}; expected KEY=VALUE, such as ema_decay=0.999")
-        if key in settings or key in ("dataset", "epochs", "seed"):
+        if key in settings or key in ("dataset", "epochs", "seed", "replicas"):
             raise ValueError(f"--set {key} stands twice" if key in settings else f"--set {text}: use --{key} instead")
         try:
             settings[key] = json.loads(value)
@@ -125,28 +208,34 @@ def parse_settings(texts: list[str]) -> dict[str, Any]:
     return settings
 
 
-def saved_arguments(args: argparse.Namespace, parser: argparse.ArgumentParser) -> argparse.Namespace:
-    """The command line of the search to resume.
+def saved_search(args: argparse.Namespace, parser: argparse.ArgumentParser) -> tuple[argparse.Namespace, list[Point]]:
+    """Command line and first points of the search to resume.
 
     Raises:
         FileNotFoundError: there is no such search; names those there are.
         ValueError: flags that cannot change on resuming, or a damaged file.
     """
     check_name("--resume", args.resume)
-    untouched = vars(parser.parse_args([])) | {name: vars(args)[name] for name in ("resume", "storage", "dry_run")}
-    if changed := [f"--{name.replace('_', '-')}" for name, value in vars(args).items() if value != untouched[name]]:
-        raise ValueError(f"{', '.join(changed)} cannot go with --resume: the search keeps its own settings")
+    defaults = vars(parser.parse_args([]))
+    if changed := [name for name, value in vars(args).items() if value != defaults[name] and name not in ON_RESUMING]:
+        flags = ", ".join(f"--{name.replace('_', '-')}" for name in changed)
+        raise ValueError(f"{flags} cannot go with --resume: the search keeps its own settings")
     storage = args.storage.expanduser().absolute()
     file = storage / args.resume / SEARCH_FILE
     if not file.is_file():
         there = ", ".join(sorted(path.parent.name for path in storage.glob(f"*/{SEARCH_FILE}"))) or "none"
         raise FileNotFoundError(f"no search {args.resume!r} in {storage}; there: {there}")
     try:
-        saved = json.loads(file.read_text())["arguments"]
+        content = json.loads(file.read_text())
+        saved, points = content["arguments"], content["points"]
+        kept = {name: saved[name] for name in defaults if name not in NOT_KEPT}
     except (ValueError, KeyError, TypeError) as error:
-        raise ValueError(f"{file} is damaged ({error}); its trials can still be read by python -m analysis.tables") from error
-    saved["data_dir"] = Path(saved["data_dir"])
-    return argparse.Namespace(**saved, storage=args.storage, name=args.resume)
+        raise ValueError(
+            f"{file} is damaged, or of an older version ({error!r}); its trials can still be read by python -m analysis.tables"
+        ) from error
+    kept["data_dir"] = Path(saved["data_dir"])
+    kept |= {name: value for name in ("confirm", "confirm_seeds") if (value := getattr(args, name)) is not None}
+    return argparse.Namespace(**kept, storage=args.storage, name=args.resume), points
 
 
 def main() -> None:
@@ -164,41 +253,69 @@ def main() -> None:
 
 def run(args: argparse.Namespace, parser: argparse.ArgumentParser) -> int:
     """Checks, prints the plan, runs it, prints the answer; returns the exit code."""
-    dry_run, resume = args.dry_run, args.resume
-    device = default_device()
+    dry_run, resume, retry = args.dry_run, args.resume, args.retry_failed
+    if retry and not resume:
+        raise ValueError("--retry-failed goes with --resume NAME")
+    device, points = default_device(), None
     if resume:
-        args = saved_arguments(args, parser)
+        args, points = saved_search(args, parser)
     chosen = choose_preset(args, device)
-    plan = read_plan(args, device)
-    if not resume and plan.folder.exists():
+    plan = read_plan(args, device, points)
+    # a folder without a description is what a search leaves that is killed as it begins
+    if (
+        not resume
+        and plan.folder.exists()
+        and any(path.name != LOCK and path.suffix != ".tmp" for path in plan.folder.iterdir())
+    ):
         raise ValueError(
             f"{plan.folder} holds a search; go on with it by --resume {plan.folder.name}, or choose another --name"
         )
     preflight(plan, device)
-    print(describe(plan, chosen, seconds_per_epoch(plan, device)), flush=True)
+    print(describe(plan, chosen, None if resume else seconds_per_epoch(plan, device)), flush=True)
     if slow := absurdly_slow(plan.search.base.precision, device):
         print(f"warning  {slow}")
     if dry_run:
         return 0
+    description = None
     if not resume:
-        kept = {k: v for k, v in vars(args).items() if k not in ("resume", "dry_run", "storage", "name")}
-        kept["data_dir"] = str(plan.data_dir)
-        plan.folder.mkdir()  # claimed: another search of this name fails from here on
-        (plan.folder / SEARCH_FILE).write_text(json.dumps(record(plan, kept, device), indent=2) + "\n")
+        kept = {name: value for name, value in vars(args).items() if name not in NOT_KEPT}
+        paths = {name: str(value) for name, value in kept.items() if isinstance(value, Path)}
+        description = record(plan, kept | paths | {"data_dir": str(plan.data_dir)}, device)
 
-    from tune.runner import run_plan  # Ray takes 2 s to import, which --help and errors need not wait for
+    from tune import study
+    from tune.runner import run_plan, session
 
     print(flush=True)
+    found, interrupted = False, True
     try:
-        interrupted = run_plan(plan)
+        with session(plan, description) as stop:
+            if retry:
+                print(f"retrying {study.retry_failed(plan)} failed trials")
+            run_plan(plan, stop)
+            interrupted = stop.asked
+            found = answer(plan)
+            if found and plan.confirm and not stop.asked:
+                confirm(plan, device, stop)
+                interrupted = stop.asked
     except KeyboardInterrupt:  # before Ray was up, or for the second time
         interrupted = True
-    try:
-        found = answer(plan)
-    finally:
-        if interrupted:
-            print(f"\nstopped; go on with: {parser.prog} --resume {plan.folder.name} --storage {plan.folder.parent}")
+    if interrupted:
+        print(f"\nstopped; go on with: {plan.resume_command}")
     return 130 if interrupted else 0 if found else 1
+
+
+def confirm(plan: Plan, device: torch.device, stop: "Stop") -> None:
+    """Trains the best settings anew, within a session, and prints how the search's estimates held."""
+    from analysis.confirm import write
+    from tune.confirm import confirm_plan, judge
+    from tune.runner import run_plan
+
+    stage = confirm_plan(plan, plan.confirm, plan.confirm_seeds, json.loads((plan.folder / SEARCH_FILE).read_text()))
+    print(f"\nconfirming on fresh seeds: {stage.num_trials} runs of {stage.epochs} epochs", flush=True)
+    run_plan(stage, stop)
+    if not stop.asked:
+        judge(stage, device)
+    print(f"\n{write(plan.folder)[1]}")
 
 
 def answer(plan: Plan) -> bool:
@@ -220,24 +337,16 @@ def answer(plan: Plan) -> bool:
     (plan.folder / "best.json").write_text(json.dumps(config.to_dict(), indent=2) + "\n")
     print(f"best: {best['trial']}, {plan.search.metric} {best[plan.search.metric]:.2f} at epoch {best['best_epoch']}")
     print("  " + ", ".join(f"{name} {value}" for name, value in config.to_dict().items()))
-    written = {"table": "table.csv, table.md", "config": "best.json", "trials": "trial_*/"}
-    if found := best_generator(plan.folder / best["trial"]):
-        path, generator = found
+    written = {"table": "table.csv, table.md", "config": "best.json", "trials": "trial_*/", "study": "study.db"}
+    try:
+        generator, config, _ = checkpoint.load_generator(plan.folder / best["trial"])
         save_grid(sample(generator, config.latent_size, 64), plan.folder / "best.png")
-        written |= {"samples": "best.png", "checkpoint": str(path.relative_to(plan.folder))}
+        written |= {"samples": "best.png", "checkpoint": f"{best['trial']}/{checkpoint.NAME}"}
+    except (FileNotFoundError, ValueError) as error:
+        print(f"no samples: {error}", file=sys.stderr)
     print(f"\neverything is in {plan.folder}:")
     print("\n".join(f"  {what:<11}{where}" for what, where in written.items()))
     return True
-
-
-def best_generator(trial: Path) -> tuple[Path, Generator] | None:
-    """The generator of the trial's best epoch, from its newest whole checkpoint: a kill can leave a half-copied one."""
-    for path in sorted(trial.glob(f"checkpoint_*/{checkpoint.NAME}"), reverse=True):
-        try:
-            return path, checkpoint.load_generator(path)[0]
-        except ValueError as error:
-            print(f"skipped: {error}", file=sys.stderr)
-    return None
 
 
 if __name__ == "__main__":

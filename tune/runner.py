@@ -1,116 +1,214 @@
-"""Runs a plan on Ray: Optuna proposes, ASHA stops, Ray trains and keeps what was computed."""
+"""Runs a plan on Ray: Optuna proposes, a scheduler stops, Ray trains; the study and the trials' folders remember."""
 
 import contextlib
+import errno
+import json
 import logging
 import os
+import shutil
 import signal
+import threading
 import types
 from collections.abc import Iterator
 from functools import partial
-from pathlib import Path
 from typing import Any
 
 import ray
 from filelock import FileLock, Timeout
 from ray import tune as ray_tune
 from ray.tune.experiment import Trial
-from ray.tune.schedulers import ASHAScheduler, FIFOScheduler
-from ray.tune.search.optuna import OptunaSearch
 
-from tune.plan import REDUCTION_FACTOR, Plan, make_sampler
-from tune.progress import Progress
-from tune.trainable import trainable
+from dcgan import checkpoint
+from tune.plan import LOCK, SEARCH_FILE, Plan
+from tune.progress import Progress, cause_of
+from tune.schedulers import make_scheduler
+from tune.study import StudySearch, open_study, take_over_folders
+from tune.trainable import ERROR, trainable
 
-MAX_FAILURES = 2  # of one trial, by a killed worker or a lost node; it goes on from its last checkpoint
+MAX_FAILURES = 2  # of one trial without an epoch between them: killed workers, lost nodes
+SCRATCH = ".ray"  # what Ray writes of its own accord; nothing is ever read back from it
+STORAGE_ERRORS = (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EIO)
+STOP_SECONDS = 8  # an interrupted search that has not ended by then ends hard
+
+os.environ["TUNE_DISABLE_AUTO_CALLBACK_LOGGERS"] = "1"  # rows are written by the trials themselves
+os.environ["TUNE_GLOBAL_CHECKPOINT_S"] = "1000000"  # nor is Ray's snapshot of the search ever used
 
 
-def trial_name(trial: Trial) -> str:
-    """The name of a trial and of its folder."""
-    return f"trial_{trial.trial_id}"
+class Stop:
+    """Whether this process was asked to stop, and how it is made to."""
+
+    def __init__(self, plan: Plan) -> None:
+        self.plan = plan
+        self.asked = False
+        self.over = threading.Event()
+        self.timer = threading.Timer(STOP_SECONDS, self.at_once)
+        self.timer.daemon = True
+
+    def ask(self, number: int, frame: types.FrameType | None) -> None:
+        """Handles SIGINT and SIGTERM: asks Tune to end `fit`, by SIGUSR1; the second time, or before Ray is up, harder."""
+        if self.asked or signal.getsignal(signal.SIGUSR1) == signal.SIG_DFL:
+            raise KeyboardInterrupt
+        self.asked = True
+        print("\nstopping; what was computed is kept (again: stop at once)", flush=True)
+        self.timer.start()
+        signal.raise_signal(signal.SIGUSR1)
+
+    def at_once(self) -> None:
+        """Ends this process and its Ray node, which may hang. Nothing is lost: every decision is on disk."""
+        print(f"\nstopped; go on with: {self.plan.resume_command}", flush=True)
+        node: Any = ray._private.worker._global_node
+        for infos in node.all_processes.values():
+            for info in infos:
+                info.process.kill()
+        os._exit(130)
+
+    def watch(self) -> None:
+        """Stops at once if a part of the local Ray node dies: the driver would wait for it without end."""
+        node: Any = ray._private.worker._global_node
+        while not self.over.wait(1):
+            if dead := [kind for kind, _ in node.dead_processes() if kind in ("raylet", "gcs_server")]:
+                print(f"\nRay's {', '.join(dead)} died: killed, or out of memory?", flush=True)
+                self.at_once()
 
 
-def run_plan(plan: Plan) -> bool:
-    """Runs the plan, or goes on with it where its folder holds an interrupted search. Returns whether it was interrupted.
+@contextlib.contextmanager
+def session(plan: Plan, description: dict[str, Any] | None = None) -> Iterator[Stop]:
+    """Ray, and this process as the only driver of a search's folder. A new search's description is written there first.
 
     Raises:
-        OSError: the search is running elsewhere, or its files cannot be written or read.
+        OSError: the search is running elsewhere, or Ray cannot start.
     """
-    lock = FileLock(plan.folder / ".lock", timeout=0)
+    stop = Stop(plan)
+    plan.folder.mkdir(exist_ok=True)
     try:
-        with lock, local_ray(), stop_signals() as stopped:
-            tuner(plan).fit()
+        with FileLock(plan.folder / LOCK, timeout=0):
+            if description:
+                checkpoint.replace(plan.folder / SEARCH_FILE, (json.dumps(description, indent=2) + "\n").encode())
+            with local_ray(plan.slots * plan.cpus), stop_signals(stop):
+                yield stop
     except Timeout:
         raise OSError(f"{plan.folder} is in use: the search is running") from None
-    return bool(stopped)
 
 
-def tuner(plan: Plan) -> ray_tune.Tuner:
-    """Ray's tuner for the plan: restored where there is something to restore, else new."""
-    bound = partial(trainable, data_dir=plan.data_dir, cpus=plan.cpus)
-    demanding = ray_tune.with_resources(bound, {"cpu": plan.cpus, "gpu": plan.gpus})
-    if restorable(plan.folder):
-        return ray_tune.Tuner.restore(str(plan.folder), demanding, resume_unfinished=True)
-    searcher = OptunaSearch(
-        plan.search,
-        metric=plan.search.metric,
-        mode=plan.search.mode,
-        sampler=make_sampler(plan),
-        points_to_evaluate=plan.first_points,
-    )
-    asha = ASHAScheduler(
-        time_attr="epoch",
-        metric=plan.search.metric,
-        mode=plan.search.mode,
-        max_t=plan.epochs,
-        grace_period=plan.grace_period,
-        reduction_factor=REDUCTION_FACTOR,
+def run_plan(plan: Plan, stop: Stop) -> None:
+    """Runs the plan, or what is left of it, within a `session`.
+
+    Raises:
+        OSError: the disk is full or gone; everything up to there is kept.
+        ValueError: the study is damaged.
+    """
+    study = open_study(plan.folder, plan.objectives)
+    take_over_folders(plan, study)
+    searcher = StudySearch(plan, study)
+    shutil.rmtree(plan.folder / SCRATCH, ignore_errors=True)
+    if searcher.remaining == 0:
+        return
+    faults = Faults(plan, searcher)
+    try:
+        tuner(plan, searcher, faults).fit()
+    except Exception as error:
+        if full := storage_error(error, plan):
+            raise full from error
+        raise
+    finally:
+        if stop.asked:
+            stop.timer.cancel()
+        shutil.rmtree(plan.folder / SCRATCH, ignore_errors=True)
+    if faults.storage:
+        raise faults.storage
+
+
+def tuner(plan: Plan, searcher: StudySearch, faults: "Faults") -> ray_tune.Tuner:
+    """Ray's tuner for what is left of the plan."""
+
+    def trial_name(trial: Trial) -> str:
+        return plan.trial_folder(searcher.numbers[trial.trial_id]).name
+
+    bound = partial(
+        trainable,
+        folder=plan.folder,
+        data_dir=plan.data_dir,
+        cpus=plan.cpus,
+        patience=plan.patience,
+        pbt=plan.scheduler == "pbt",
     )
     return ray_tune.Tuner(
-        demanding,
+        ray_tune.with_resources(bound, {"cpu": plan.cpus, "gpu": plan.gpus}),
         tune_config=ray_tune.TuneConfig(
             search_alg=searcher,
-            scheduler=asha if plan.rungs else FIFOScheduler(),
-            num_samples=plan.num_trials,
-            max_concurrent_trials=plan.slots,
+            scheduler=make_scheduler(plan, searcher, partial(transfer, plan)),
+            num_samples=searcher.remaining,
+            max_concurrent_trials=searcher.remaining if plan.scheduler == "pbt" else plan.slots,
             reuse_actors=True,  # a new worker would spend seconds on importing torch
             trial_name_creator=trial_name,
             trial_dirname_creator=trial_name,
         ),
         run_config=ray_tune.RunConfig(
-            name=plan.folder.name,
-            storage_path=str(plan.folder.parent),
-            callbacks=[Progress(plan), Rungs(asha)],
-            checkpoint_config=ray_tune.CheckpointConfig(num_to_keep=1),
+            name=SCRATCH,
+            storage_path=str(plan.folder),
+            callbacks=[Progress(plan, searcher), faults],
             failure_config=ray_tune.FailureConfig(max_failures=MAX_FAILURES),
             verbose=0,
         ),
     )
 
 
-class Rungs(ray_tune.Callback):
-    """Carries ASHA's rungs over a restart: Ray saves the state of callbacks, but not that of the scheduler."""
-
-    def __init__(self, scheduler: ASHAScheduler) -> None:
-        self.scheduler = scheduler  # restored together with this callback, as one object
-
-    def get_state(self) -> dict[str, Any]:
-        return {"rungs": [bracket._rungs for bracket in self.scheduler._brackets]}
-
-    def set_state(self, state: dict[str, Any]) -> None:
-        for bracket, rungs in zip(self.scheduler._brackets, state["rungs"], strict=True):
-            bracket._rungs = rungs
+def transfer(plan: Plan, donor: int, receiver: int) -> None:
+    """Puts the donor's checkpoint and rows in the place of the receiver's."""
+    content = checkpoint.load(plan.trial_folder(donor))
+    checkpoint.save(content, plan.trial_folder(receiver))
+    checkpoint.write_rows(plan.trial_folder(receiver) / "result.json", content["history"])
 
 
-def restorable(folder: Path) -> bool:
-    """Whether Ray has written enough of a search to restore it; one killed before that starts anew."""
-    return ray_tune.Tuner.can_restore(str(folder)) and any(folder.glob("experiment_state-*.json"))
+class Faults(ray_tune.Callback):
+    """Tells what a failed trial died of: its own fault, which is recorded, or the disk's, which stops the search."""
+
+    def __init__(self, plan: Plan, searcher: StudySearch) -> None:
+        self.plan, self.searcher = plan, searcher
+        self.storage: OSError | None = None
+        self.reached: dict[str, int] = {}
+
+    def on_trial_result(self, iteration: int, trials: list[Trial], trial: Trial, result: dict[str, Any], **info: Any) -> None:
+        if result["epoch"] > self.reached.get(trial.trial_id, 0):  # progress: earlier failures are forgiven
+            self.reached[trial.trial_id] = result["epoch"]
+            trial.run_metadata.num_failures = 0
+
+    def on_trial_error(self, iteration: int, trials: list[Trial], trial: Trial, **info: Any) -> None:
+        error = cause_of(trial)
+        if full := storage_error(error, self.plan):
+            self.storage = full
+            signal.raise_signal(signal.SIGUSR1)
+            return
+        file = self.plan.folder / str(trial) / ERROR
+        if not file.exists():
+            file.parent.mkdir(exist_ok=True)
+            file.write_text(f"{error}\n")
+        self.searcher.fail(trial.trial_id)
+
+
+def storage_error(error: BaseException | None, plan: Plan) -> OSError | None:
+    """An error to show if this one came from a disk that is full or gone: it or what caused it says so, or the disk is."""
+    seen = error
+    while seen is not None:
+        if isinstance(seen, OSError) and seen.errno in STORAGE_ERRORS:
+            break
+        seen = seen.__cause__ or seen.__context__
+    if seen is None and shutil.disk_usage(plan.folder).free > 1_000_000:
+        return None
+    reason = seen.strerror if isinstance(seen, OSError) else os.strerror(errno.ENOSPC)
+    return OSError(f"{plan.folder}: {reason}; what was computed is kept: make room, and go on with: {plan.resume_command}")
 
 
 @contextlib.contextmanager
-def local_ray() -> Iterator[None]:
-    """Ray on this machine (or the cluster that RAY_ADDRESS names), with its own chatter off."""
+def local_ray(cpus: int) -> Iterator[None]:
+    """Ray on so many CPUs of this machine (or the cluster that RAY_ADDRESS names), with its own chatter off."""
     try:
-        ray.init(include_dashboard=False, log_to_driver=False, logging_level=logging.ERROR)
+        ray.init(
+            num_cpus=None if "RAY_ADDRESS" in os.environ else cpus,
+            include_dashboard=False,
+            log_to_driver=False,
+            logging_level=logging.ERROR,
+        )
     except OSError as error:
         raise OSError(
             f"Ray could not start: {error}; it needs a home folder (HOME) and a temporary one it can write"
@@ -125,27 +223,17 @@ def local_ray() -> Iterator[None]:
 
 
 @contextlib.contextmanager
-def stop_signals() -> Iterator[list[int]]:
-    """Makes Ctrl-C and SIGTERM end `Tuner.fit` early but cleanly; yields the list of signals that came.
-
-    Ray's own handler swallows later ones, and SIGTERM would abort. SIGUSR1 is how Tune is asked to stop: it saves the
-    search while its trials still count as running, so that they go on when it is restored. A second signal stops hard.
-    """
-    stopped: list[int] = []
-
-    def stop(number: int, frame: types.FrameType | None) -> None:
-        if stopped or signal.getsignal(signal.SIGUSR1) == signal.SIG_DFL:
-            raise KeyboardInterrupt
-        stopped.append(number)
-        print("\nstopping; what was computed is being saved (again: stop at once)", flush=True)
-        signal.raise_signal(signal.SIGUSR1)
-
-    before = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1)}
+def stop_signals(stop: Stop) -> Iterator[None]:
+    """Makes Ctrl-C and SIGTERM end `Tuner.fit` early but cleanly. (Ray's own handler swallows later ones; SIGTERM aborts.)"""
+    numbers = (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1)
+    before = {number: signal.getsignal(number) for number in numbers}
     os.environ["TUNE_DISABLE_SIGINT_HANDLER"] = "1"
-    signal.signal(signal.SIGINT, stop)
-    signal.signal(signal.SIGTERM, stop)
+    signal.signal(signal.SIGINT, stop.ask)
+    signal.signal(signal.SIGTERM, stop.ask)
+    threading.Thread(target=stop.watch, daemon=True).start()
     try:
-        yield stopped
+        yield
     finally:
+        stop.over.set()
         for number, handler in before.items():
             signal.signal(number, handler)

@@ -5,6 +5,7 @@ such as both learning rates, are tied: one is sampled and the other follows.
 """
 
 import itertools
+import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -13,9 +14,17 @@ import optuna
 from optuna.distributions import BaseDistribution, CategoricalDistribution, FloatDistribution
 
 from dcgan.config import TrainConfig
+from dcgan.loop import RATES
 from dcgan.schema import METRIC
 
 Point = dict[str, Any]
+
+OBJECTIVES = {
+    **dict.fromkeys((METRIC, "kid", "digit_kl", "seconds_train", "seconds_eval", "peak_memory_bytes"), "min"),
+    **dict.fromkeys(("sample_precision", "sample_recall", "sample_density", "sample_coverage"), "max"),
+    **dict.fromkeys(("classifier_score", "digits_covered", "images_per_second"), "max"),
+}
+"""Columns that a search can optimise, and which way."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -28,10 +37,13 @@ class Preset:
     """Channels at the baseline's `generator_width` and `discriminator_width`."""
     epochs: int
     num_trials: int
+    confirm: int
+    """Best settings to train again after the search, on `confirm_seeds` fresh seeds."""
+    confirm_seeds: int
 
 
-DEMO = Preset(name="demo", dataset="mnist-mini", width=16, epochs=9, num_trials=10)
-REPORT = Preset(name="report", dataset="mnist", width=64, epochs=25, num_trials=32)
+DEMO = Preset(name="demo", dataset="mnist-mini", width=16, epochs=9, num_trials=10, confirm=1, confirm_seeds=2)
+REPORT = Preset(name="report", dataset="mnist", width=64, epochs=25, num_trials=32, confirm=3, confirm_seeds=5)
 PRESETS = {preset.name: preset for preset in (DEMO, REPORT)}
 
 
@@ -58,14 +70,32 @@ class Search:
     metric: str = METRIC
     mode: str = "min"
 
+    @property
+    def rates(self) -> dict[str, FloatDistribution]:
+        """The learning rates among the axes."""
+        return {name: axis for name, axis in self.axes.items() if name in RATES and isinstance(axis, FloatDistribution)}
+
+    @property
+    def settings(self) -> float:
+        """How many different settings there are; infinite where one is continuous."""
+        sizes = [len(a.choices) if isinstance(a, CategoricalDistribution) else math.inf for a in self.axes.values()]
+        return math.prod(sizes)
+
     def __call__(self, trial: optuna.Trial) -> Point:
         varied = {name: _suggest(trial, name, distribution) for name, distribution in self.axes.items()}
         return self.complete(varied)
 
     def complete(self, varied: Point) -> Point:
         """All settings of `TrainConfig`: the varied ones, those tied to them, and the base."""
-        tied = {name: varied[followed] for name, followed in self.ties.items()}
-        return self.base.to_dict() | varied | tied
+        return self.base.to_dict() | varied | self.tied(varied)
+
+    def tied(self, varied: Point) -> Point:
+        """The settings that follow the varied ones."""
+        return {name: varied[followed] for name, followed in self.ties.items()}
+
+    def holds(self, point: Point) -> bool:
+        """Whether a point lies within the ranges of the axes."""
+        return all(_holds(axis, point[name]) for name, axis in self.axes.items())
 
     def baseline(self) -> Point:
         """The point of the space where the base config lies."""
@@ -81,6 +111,13 @@ def _suggest(trial: optuna.Trial, name: str, distribution: BaseDistribution) -> 
         return trial.suggest_float(name, distribution.low, distribution.high, log=distribution.log)
     assert isinstance(distribution, CategoricalDistribution)
     return trial.suggest_categorical(name, distribution.choices)
+
+
+def _holds(axis: BaseDistribution, value: Any) -> bool:
+    if isinstance(axis, FloatDistribution):
+        return bool(axis.low <= value <= axis.high)
+    assert isinstance(axis, CategoricalDistribution)
+    return value in axis.choices
 
 
 LEARNING_RATE = {"generator_lr": FloatDistribution(5e-5, 5e-3, log=True)}

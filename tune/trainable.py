@@ -1,42 +1,90 @@
-"""The Ray trainable: one trial is one `TrainConfig`, trained by `dcgan.loop.train`, a report and a checkpoint an epoch."""
+"""The Ray trainable: one trial is one `TrainConfig`, trained by `dcgan.loop.train` in the trial's own folder.
 
-import tempfile
+The folder is the truth. Each epoch its checkpoint is replaced, which carries all rows so far, then `result.json` is
+rewritten from these, and only then is the epoch reported: whoever is killed, no row is lost or doubled. Ray keeps no
+checkpoints of its own.
+"""
+
+import json
 from pathlib import Path
 from typing import Any
 
 import torch
 from ray import tune as ray_tune
 
+from dcgan import checkpoint
 from dcgan.config import TrainConfig
-from dcgan.loop import train
-from dcgan.schema import Row
+from dcgan.loop import RATES, train
+from dcgan.schema import METRIC, Row
 
-DIVERGED = "diverged.txt"
+ERROR = "error.txt"
 
 
-def trainable(params: dict[str, Any], *, data_dir: Path | None, cpus: int) -> None:
-    """Trains the config that Ray hands over, from the trial's checkpoint if it has one."""
-    config = TrainConfig.from_dict(params)
+def trainable(params: dict[str, Any], *, folder: Path, data_dir: Path | None, cpus: int, patience: int, pbt: bool) -> None:
+    """Trains the config that Ray hands over in the trial's folder, from its checkpoint if there is one.
+
+    Rows of earlier sessions are reported again, since the driver may have been killed before it saw the last.
+
+    Raises:
+        FloatingPointError: the trial diverged or collapsed, now or before. Ray tries failed trials again, for the sake
+            of killed workers; this would only come again.
+    """
     torch.set_num_threads(cpus)
-    trial_dir = Path(ray_tune.get_context().get_trial_dir())
-    note = trial_dir / DIVERGED
-    if note.exists():  # Ray retries failed trials, for the sake of killed workers; a divergence would only come again
-        raise FloatingPointError(note.read_text())
-    with tempfile.TemporaryDirectory(dir=trial_dir) as folder:
-        checkpoint_dir = Path(folder)
+    trial = folder / ray_tune.get_context().get_trial_name()
+    trial.mkdir(parents=True, exist_ok=True)
+    error_file = trial / ERROR
+    if error_file.exists():
+        raise FloatingPointError(error_file.read_text())
+    saved = load_saved(trial)
+    if pbt and saved:  # its own or another member's: all but the rates comes with the weights
+        params = saved["config"] | {name: params[name] for name in RATES}
+    config = TrainConfig.from_dict(params)
+    checkpoint.replace(trial / "params.json", (json.dumps(config.to_dict(), indent=2) + "\n").encode())
+    rows: list[Row] = saved.get("history", [])
+    checkpoint.write_rows(trial / "result.json", rows)
+    for unfinished in trial.glob("*.tmp"):  # of a killed predecessor
+        unfinished.unlink()
 
-        def report(row: Row) -> None:
-            ray_tune.report(dict(row), checkpoint=ray_tune.Checkpoint.from_directory(checkpoint_dir))
+    def finish_epoch(row: Row) -> None:
+        rows.append(row)
+        checkpoint.write_rows(trial / "result.json", rows)
+        ray_tune.report(dict(row))
+        check_collapse(rows, patience)
 
-        def run(resume_from: Path | None) -> None:
-            train(config, report=report, checkpoint_dir=checkpoint_dir, resume_from=resume_from, data_dir=data_dir)
+    try:
+        for row in rows[-1:] if pbt else rows:
+            ray_tune.report(dict(row))
+        check_collapse(rows, patience)
+        resume_from = trial if rows else None
+        train(config, report=finish_epoch, checkpoint_dir=trial, resume_from=resume_from, data_dir=data_dir, new_rates=pbt)
+    except FloatingPointError as error:
+        checkpoint.replace(error_file, f"{error}\n".encode())
+        raise
 
-        try:
-            if checkpoint := ray_tune.get_checkpoint():
-                with checkpoint.as_directory() as saved:
-                    run(Path(saved))
-            else:
-                run(None)
-        except FloatingPointError as error:
-            note.write_text(str(error))
-            raise
+
+def load_saved(trial: Path) -> dict[str, Any]:
+    """The trial's checkpoint, or nothing. A damaged one is put aside, and the trial begins anew."""
+    try:
+        return checkpoint.load(trial)
+    except FileNotFoundError:
+        return {}
+    except ValueError:
+        path = trial / checkpoint.NAME
+        path.replace(path.with_suffix(".damaged"))
+        return {}
+
+
+def check_collapse(rows: list[Row], patience: int) -> None:
+    """Gives up a trial that is collapsed for good, as nearly none recovers from (docs/log.md): for `patience` epochs in a
+    row and getting no better, or for twice as many if it never covered the digits, which may mean that it learns slowly.
+
+    Raises:
+        FloatingPointError: it is.
+    """
+    covered = any(not row["collapsed"] for row in rows)
+    lost = patience if covered else 2 * patience
+    before, last = rows[:-lost], rows[-lost:]
+    if not before or not all(row["collapsed"] for row in last):
+        return
+    if min(row[METRIC] for row in last) >= min(row[METRIC] for row in before):
+        raise FloatingPointError(f"collapsed for {lost} epochs in a row and no better, up to epoch {rows[-1]['epoch']}")

@@ -7,72 +7,31 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
+import optuna
 import pytest
+import torch
+from search_processes import LIMIT_SECONDS, QUICK, ROOT, TINY, end_all, epochs_by_trial, rows_now, run, start, wait_for
 
 from analysis.load import load_trials
 from analysis.tables import ranking
+from dcgan import checkpoint
 from dcgan.config import TrainConfig
-
-ROOT = Path(__file__).parents[2]
-TINY = ["--set", "image_size=16", "--set", "generator_width=2", "--set", "discriminator_width=2", "--preset", "demo"]
-LIMIT_SECONDS = 240
-STARTED: list[subprocess.Popen[str]] = []
-
-
-def start(arguments: list[str], home: Path) -> subprocess.Popen[str]:
-    """Starts a search in a process group of its own, as a shell does, with an empty home."""
-    home.mkdir(exist_ok=True)
-    process = subprocess.Popen(
-        [sys.executable, "-u", "-m", "tune.run", *arguments],
-        cwd=ROOT, env={**os.environ, "HOME": str(home)}, text=True, start_new_session=True,
-        stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.STDOUT,
-    )  # fmt: skip
-    STARTED.append(process)
-    return process
-
-
-def run(arguments: list[str], home: Path) -> tuple[int, str]:
-    process = start(arguments, home)
-    output, _ = process.communicate(timeout=LIMIT_SECONDS)
-    return process.returncode, output
+from dcgan.data import source
+from dcgan.evaluate import evaluate, load_reference
 
 
 @pytest.fixture(autouse=True)
 def nothing_left_running() -> Iterator[None]:
-    """Ends what a failed test has left."""
     yield
-    while STARTED:
-        process = STARTED.pop()
-        if process.poll() is None:
-            os.killpg(process.pid, signal.SIGKILL)
-            process.communicate()
-
-
-def wait_for(condition: Callable[[], bool], process: subprocess.Popen[str]) -> None:
-    deadline = time.monotonic() + LIMIT_SECONDS
-    while not condition():
-        assert process.poll() is None, process.communicate()[0]
-        assert time.monotonic() < deadline, "the search did not get there in time"
-        time.sleep(0.1)
-
-
-def epochs_by_trial(folder: Path) -> dict[str, list[int]]:
-    """Epochs of each trial as they stand in Ray's own files, doubled ones and all."""
-    return {
-        file.parent.name: [json.loads(line)["epoch"] for line in file.read_text().splitlines()]
-        for file in folder.glob("trial_*/result.json")
-    }
-
-
-def rows_now(folder: Path) -> int:
-    return sum(map(len, epochs_by_trial(folder).values()))
+    end_all()
 
 
 def test_a_search_ends_with_table_best_config_and_samples(tmp_path: Path) -> None:
-    arguments = ["--search", "hparams", "--num-trials", "4", "--epochs", "3", *TINY, "--storage", str(tmp_path), "--name", "s"]
+    arguments = ["--search", "hparams", "--num-trials", "4", "--epochs", "3", *QUICK, "--storage", str(tmp_path), "--name", "s"]
     code, output = run(arguments, tmp_path / "home")
     assert code == 0, output
     folder = tmp_path / "s"
@@ -123,9 +82,13 @@ search = make_search("baseline", DEMO, ("float32",), settings)
 axes = {"generator_lr": CategoricalDistribution(rates)}
 search = dataclasses.replace(search, axes=axes, ties={"discriminator_lr": "generator_lr"}, grid={"generator_lr": rates})
 folder = Path(sys.argv[1])
-plan = Plan(search=search, sampler="grid", num_trials=3, seed=0, data_dir=None, folder=folder, slots=2, cpus=1, gpus=0)
+plan = Plan(
+    search=search, sampler="grid", scheduler="fifo", points=search.grid_points(), num_trials=3, grace_period=1, seed=0,
+    data_dir=None, folder=folder, slots=2, cpus=1, gpus=0, confirm=0, confirm_seeds=1,
+)
 plan.folder.mkdir()
-run_plan(plan)
+with session(plan) as stop:
+    run_plan(plan, stop)
 print(tables.write(plan.folder)[1])
 """
 
@@ -149,7 +112,7 @@ def test_a_trial_that_diverges_shows_as_failed_and_the_others_go_on(tmp_path: Pa
 
 @pytest.mark.parametrize("how", ["Ctrl-C", "SIGTERM"])
 def test_an_interrupted_search_stops_cleanly_and_is_resumed_by_the_printed_command(how: str, tmp_path: Path) -> None:
-    arguments = ["--search", "hparams", "--num-trials", "3", "--epochs", "4", *TINY, "--storage", str(tmp_path), "--name", "i"]
+    arguments = ["--search", "hparams", "--num-trials", "3", "--epochs", "4", *QUICK, "--storage", str(tmp_path), "--name", "i"]
     folder, home = tmp_path / "i", tmp_path / "home"
     process = start(arguments, home)
     wait_for(lambda: rows_now(folder) >= 2, process)
@@ -178,64 +141,19 @@ def test_an_interrupted_search_stops_cleanly_and_is_resumed_by_the_printed_comma
     assert (kept["fid"] == kept["fid_before"]).all()
 
 
-RUNGS = """
-import glob, pickle, sys
-from pathlib import Path
-from tune.plan import Plan
-from tune.runner import run_plan
-from tune.searches import DEMO, make_search
-
-settings = {"image_size": 16, "generator_width": 2, "discriminator_width": 2, "epochs": 2}
-search, folder = make_search("hparams", DEMO, ("float32",), settings), Path(sys.argv[1])
-plan = Plan(search=search, sampler="tpe", num_trials=3, seed=0, data_dir=None, folder=folder, slots=2, cpus=1, gpus=0)
-
-def rungs():
-    states = pickle.loads(Path(max(glob.glob(f"{folder}/callback-states-*.pkl"))).read_bytes())
-    (found,) = [state["rungs"] for state in states.values() if state and "rungs" in state]
-    return found
-
-run_plan(plan)
-before = rungs()
-assert [len(recorded) for milestone, recorded in before[0] if milestone == 1] == [3], before
-run_plan(plan)  # restores the search, finds nothing to do, and saves the state of the restored scheduler
-assert len(glob.glob(f"{folder}/callback-states-*.pkl")) == 2
-assert rungs() == before, (before, rungs())
-print("kept")
-"""
-
-
-def test_ashas_rungs_survive_a_restart(tmp_path: Path) -> None:
-    command = [sys.executable, "-c", RUNGS, str(tmp_path / "run")]
-    environment = {**os.environ, "HOME": str(tmp_path), "PYTHONPATH": str(ROOT)}
-    (tmp_path / "run").mkdir()
-    done = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, timeout=LIMIT_SECONDS)
-    assert done.stdout.rstrip().endswith("kept"), done.stderr
-
-
 def test_an_interruption_before_the_first_result_prints_how_to_go_on(tmp_path: Path) -> None:
     """The first epoch of a large net takes longer than this."""
     wide = ["--set", "generator_width=64", "--set", "discriminator_width=64"]
     arguments = ["--search", "baseline", "--preset", "demo", *wide, "--storage", str(tmp_path), "--name", "e"]
     process = start(arguments, tmp_path / "home")
     wait_for(lambda: any((tmp_path / "e").glob("trial_*")), process)
+    asked = time.monotonic()
     process.send_signal(signal.SIGTERM)
     output, _ = process.communicate(timeout=60)
+    assert time.monotonic() - asked < 20  # 10 s where nothing else runs: each part of it has a deadline
     assert process.returncode == 130, output
     assert f"go on with: python -m tune.run --resume e --storage {tmp_path}" in output
     assert "error" not in output
-
-
-def test_a_killed_worker_costs_no_trial_and_no_finished_epoch(tmp_path: Path) -> None:
-    arguments = ["--search", "baseline", "--epochs", "5", *TINY, "--storage", str(tmp_path), "--name", "k"]
-    process = start(arguments, tmp_path / "home")
-    wait_for(lambda: rows_now(tmp_path / "k") >= 2, process)
-    (result,) = (tmp_path / "k").glob("trial_*/result.json")
-    os.kill(json.loads(result.read_text().splitlines()[-1])["pid"], signal.SIGKILL)
-    output, _ = process.communicate(timeout=LIMIT_SECONDS)
-    assert process.returncode == 0, output
-    frame = load_trials(tmp_path / "k")
-    assert frame["epoch"].to_list() == [1, 2, 3, 4, 5]
-    assert set(frame["status"]) == {"finished"}
 
 
 def test_one_trial_at_a_time_repeats_exactly(tmp_path: Path) -> None:
@@ -243,7 +161,7 @@ def test_one_trial_at_a_time_repeats_exactly(tmp_path: Path) -> None:
     tables = []
     for name in "ab":
         arguments = ["--search", "hparams", "--num-trials", "4", "--epochs", "2", "--max-concurrent", "1", "--seed", "7",
-                     *TINY, "--storage", str(tmp_path), "--name", name]  # fmt: skip
+                     *QUICK, "--storage", str(tmp_path), "--name", name]  # fmt: skip
         code, output = run(arguments, tmp_path / "home")
         assert code == 0, output
         tables.append(ranking(load_trials(tmp_path / name), settings=["generator_lr", "batch_size", "optimizer", "seed"]))
@@ -251,6 +169,103 @@ def test_one_trial_at_a_time_repeats_exactly(tmp_path: Path) -> None:
     assert a.equals(b)
     assert set(a["seed"]) == {7}
     assert len(a) == 4
+
+
+def test_each_trial_trains_several_seeds_and_their_mean_counts(tmp_path: Path) -> None:
+    arguments = ["--search", "baseline", "--epochs", "2", "--replicas", "2", "--seed", "5", *QUICK]
+    code, output = run([*arguments, "--storage", str(tmp_path), "--name", "r"], tmp_path / "home")
+    assert code == 0, output
+    mean, by_seed = load_trials(tmp_path / "r"), load_trials(tmp_path / "r", per_seed=True)
+    assert by_seed["seed"].to_list() == [5, 5, 6, 6]
+    for _, row in mean.iterrows():
+        values = by_seed.query("epoch == @row.epoch")["fid"]
+        assert row["fid"] == pytest.approx(values.mean())
+        assert row["fid_std"] == pytest.approx(values.std(ddof=1))
+    (trial,) = optuna.load_study(study_name=None, storage=f"sqlite:///{tmp_path}/r/study.db").trials
+    assert trial.value == mean["fid"].min()
+
+
+def test_several_objectives_give_a_pareto_set(tmp_path: Path) -> None:
+    arguments = [
+        "--search",
+        "hparams",
+        "--num-trials",
+        "4",
+        "--epochs",
+        "2",
+        "--objectives",
+        "fid,seconds_train,peak_memory_bytes",
+    ]
+    code, output = run([*arguments, *QUICK, "--storage", str(tmp_path), "--name", "o"], tmp_path / "home")
+    assert code == 0, output
+    study = optuna.load_study(study_name=None, storage=f"sqlite:///{tmp_path}/o/study.db")
+    assert len(study.directions) == 3
+    assert [trial.state.name for trial in study.trials] == ["COMPLETE"] * 4  # nothing is stopped early
+    frame = load_trials(tmp_path / "o")
+    for trial in study.trials:
+        rows = frame[frame["trial"] == f"trial_{trial.number:04d}"]
+        best = rows.loc[rows["fid"].idxmin()]
+        assert trial.values == [best["fid"], best["seconds_train"], best["peak_memory_bytes"]]
+    shown = re.findall(r"^\d+ +yes +(trial_\d+)", output, re.MULTILINE)
+    assert set(shown) == {f"trial_{trial.number:04d}" for trial in study.best_trials}
+
+
+def test_population_based_training_hands_on_weights_and_changes_rates(tmp_path: Path) -> None:
+    arguments = ["--search", "hparams", "--num-trials", "4", "--epochs", "6", "--scheduler", "pbt", "--grace-period", "2"]
+    arguments += ["--sampler", "random", *QUICK, "--storage", str(tmp_path), "--name", "p"]
+    code, output = run(arguments, tmp_path / "home")
+    assert code == 0, output
+    folder = tmp_path / "p"
+    frame = load_trials(folder)
+    assert set(frame["status"]) == {"finished"}
+    for trial, epochs in epochs_by_trial(folder).items():
+        assert epochs == [1, 2, 3, 4, 5, 6], trial
+    fids = {trial: rows.set_index("epoch")["fid"] for trial, rows in frame.groupby("trial")}
+    pairs = [(a, b) for a in fids for b in fids if a < b and fids[a][2] == fids[b][2]]
+    assert pairs  # one took over the other's history with its weights
+    changed = 0
+    for trial, rows in frame.groupby("trial"):
+        content = checkpoint.load(folder / str(trial))
+        rate = json.loads((folder / str(trial) / "params.json").read_text())["generator_lr"]
+        assert content["config"]["generator_lr"] == content["config"]["discriminator_lr"] == rate
+        for name in ("generator_optimizer", "discriminator_optimizer"):
+            assert content["replicas"][0][name]["param_groups"][0]["lr"] == rate  # applied, not only written
+        assert set(rows["generator_lr"]) == {rate}
+        proposed = study_params(folder)[str(trial)]["generator_lr"]
+        changed += rate != proposed
+    assert changed
+
+
+def study_params(folder: Path) -> dict[str, dict[str, Any]]:
+    trials = optuna.load_study(study_name=None, storage=f"sqlite:///{folder}/study.db").trials
+    return {f"trial_{trial.number:04d}": trial.params for trial in trials}
+
+
+def test_a_search_begins_with_the_best_of_an_earlier_one_and_ends_with_the_best_confirmed(tmp_path: Path) -> None:
+    arguments = ["--search", "hparams", "--num-trials", "3", "--epochs", "2", "--scheduler", "fifo", "--storage", str(tmp_path)]
+    code, output = run([*arguments, *QUICK, "--name", "first"], tmp_path / "home")
+    assert code == 0, output
+    best = ranking(load_trials(tmp_path / "first")).iloc[0]
+    again = ["--points-from", str(tmp_path / "first"), "--confirm", "1", "--confirm-seeds", "2", "--name", "second"]
+    code, output = run([*arguments, *TINY, *again], tmp_path / "home")
+    assert code == 0, output
+    assert study_params(tmp_path / "second")["trial_0001"] == study_params(tmp_path / "first")[best["trial"]]
+
+    confirmed = load_trials(tmp_path / "second" / "confirm")
+    assert confirmed["trial"].nunique() == 4  # the best and the baseline, on two seeds each
+    assert set(confirmed["seed"]) == {1, 2}
+    for folder in (tmp_path / "second" / "confirm").glob("trial_*"):
+        generator, config, epoch = checkpoint.load_generator(folder)
+        told = json.loads((folder / "test.json").read_text())
+        assert told.pop("epoch") == epoch
+        reference = load_reference(source(config, None, torch.device("cpu")), "test")
+        assert told == pytest.approx(evaluate(generator, config, reference))
+    assert "is confirmed at" in output
+    assert (tmp_path / "second" / "confirm.csv").is_file()
+
+    code, output = run(["--resume", "second", "--storage", str(tmp_path)], tmp_path / "home")  # nothing is trained again
+    assert code == 0, output
+    assert load_trials(tmp_path / "second" / "confirm").equals(confirmed)
 
 
 @pytest.mark.slow

@@ -11,7 +11,7 @@ import pytest
 from dcgan import checkpoint, cli
 from dcgan.config import TrainConfig
 from dcgan.schema import Row
-from dcgan.train import make_parser, progress_line, read_config, run, write_rows
+from dcgan.train import make_parser, progress_line, read_config, recorded_threads, run
 
 
 @pytest.fixture
@@ -146,6 +146,7 @@ OTHER: dict[str, Any] = {
     "precision": "bfloat16",
     "ema_decay": 0.999,
     "seed": 9,
+    "replicas": 2,
 }
 
 
@@ -211,9 +212,22 @@ def test_a_refused_resumption_leaves_the_run_as_it_was(tmp_path: Path) -> None:
     assert (tmp_path / "params.json").read_text() == before
 
 
-def test_rows_are_replaced_in_one_step(tmp_path: Path) -> None:
-    path = tmp_path / "result.json"
-    path.write_text("old\n" * 5)
-    write_rows(path, [{"epoch": 1, "fid": 2.5}, {"epoch": 2, "fid": 1.5}])
-    assert [json.loads(line) for line in path.read_text().splitlines()] == [{"epoch": 1, "fid": 2.5}, {"epoch": 2, "fid": 1.5}]
-    assert list(tmp_path.iterdir()) == [path]
+@pytest.mark.parametrize(
+    ("content", "threads"),
+    [
+        (b'{"epoch": 1, "threads": 3}\n{"epoch": 2, "threads": 4}\n', 3),
+        (b'{"epoch": 1, "threads": 3}\n{"epo', 3),
+        (b'{"epoch": 1}\n', None),  # of older code
+        *((b'{"threads": %s}' % value, None) for value in (b"0", b"-1", b"true", b"2.0", b'"2"', b"null")),
+        *((damaged, None) for damaged in (b"", b"\n", b'{"threads": 3', b"[3]", b"3", b"\xff\xfe")),
+    ],
+)
+def test_threads_are_read_from_the_first_row(tmp_path: Path, content: bytes, threads: int | None) -> None:
+    (tmp_path / "result.json").write_bytes(content)
+    assert recorded_threads(tmp_path) == threads
+
+
+def test_without_rows_there_are_no_threads(tmp_path: Path) -> None:
+    (tmp_path / "best.json").touch()
+    assert recorded_threads(tmp_path) is None
+    assert recorded_threads(tmp_path / "best.json") is None

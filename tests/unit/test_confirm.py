@@ -1,0 +1,177 @@
+"""The confirm stage: which settings, on which seeds, and once decided, for good."""
+
+import dataclasses
+import json
+import re
+import shlex
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from dcgan.config import TrainConfig
+from tune.confirm import candidates, confirm_plan
+from tune.plan import SEARCH_FILE, Plan
+from tune.run import make_parser, read_plan
+from tune.study import StudySearch, open_study, retry_failed, take_over_folders
+
+BASELINE = {"generator_lr": 2e-4, "batch_size": 64, "optimizer": "adam"}
+EPOCHS = 9
+
+
+def make_plan(tmp_path: Path, text: str = "", **changes: Any) -> Plan:
+    """The plan of a command line, in an empty folder."""
+    arguments = ["--search", "hparams", "--preset", "demo", "--storage", str(tmp_path), "--name", "run", *shlex.split(text)]
+    plan = dataclasses.replace(read_plan(make_parser().parse_args(arguments), torch.device("cpu")), **changes)
+    plan.folder.mkdir()
+    return plan
+
+
+def search(plan: Plan, scores: str) -> list[dict[str, Any]]:
+    """Runs a search whose trials score so: `5` finished, `5p` was stopped, `5f` failed after scoring that, `f` before;
+    returns the settings tried."""
+    searcher = StudySearch(plan, open_study(plan.folder, plan.objectives))
+    for i, text in enumerate(scores.split()):
+        trial_id = str(i)
+        searcher.suggest(trial_id)
+        score = float(text.strip("pf") or "nan")
+        columns = dict.fromkeys(plan.objectives, 1.0)
+        if text != "f":
+            searcher.on_trial_result(trial_id, {**columns, "epoch": 1, "fid": score})
+        if "f" in text:
+            searcher.fail(trial_id)
+        else:
+            searcher.on_trial_complete(trial_id, {**columns, "epoch": 2 if "p" in text else EPOCHS, "fid": score + 1})
+    return [trial.params for trial in open_study(plan.folder).get_trials()]
+
+
+@pytest.mark.parametrize(
+    ("scores", "top", "expected"),
+    [
+        ("9 5 7 6", 2, [(1, 5), (3, 6), (0, 9)]),
+        ("9 5 7 6", 1, [(1, 5), (0, 9)]),
+        ("9 5 7 6", 9, [(1, 5), (3, 6), (2, 7), (0, 9)]),
+        ("6 5 7 8", 2, [(1, 5), (0, 6)]),  # the baseline is among the best: it stands last, and once
+        ("4 5 7 8", 1, [(0, 4)]),
+        ("4 5 7 8", 3, [(1, 5), (2, 7), (0, 4)]),
+        ("9 5p 7 1f", 3, [(2, 7), (0, 9)]),  # what was stopped early or failed is no candidate
+        ("9p 5 7", 2, [(1, 5), (2, 7), (0, 9)]),  # but the baseline always is
+        ("9f 5 7", 2, [(1, 5), (2, 7), (0, 9)]),
+        ("f 5 7", 2, [(1, 5), (2, 7), (0, None)]),
+        ("9 f f", 3, [(0, 9)]),
+        ("9p 5p", 3, [(0, 9)]),
+    ],
+)
+def test_candidates(scores: str, top: int, expected: list[tuple[int, float | None]], tmp_path: Path) -> None:
+    plan = make_plan(tmp_path)
+    tried = search(plan, scores)
+    found = candidates(plan, top)
+    assert [(candidate["trial"], candidate["estimate"]) for candidate in found] == [
+        (f"trial_{number:04d}", estimate) for number, estimate in expected
+    ]
+    assert [candidate["point"] for candidate in found] == [tried[number] for number, _ in expected]
+    assert [candidate["baseline"] for candidate in found] == [False] * (len(found) - 1) + [True]
+
+
+def test_a_baseline_that_was_never_tried_is_a_candidate(tmp_path: Path) -> None:
+    plan = make_plan(tmp_path, "--sampler grid")  # the report's grid leaves its own baseline out
+    tried = search(plan, "5 4 3")
+    assert BASELINE not in tried
+    found = candidates(plan, 2)
+    assert [candidate["point"] for candidate in found] == [tried[2], tried[1], BASELINE]
+    assert found[-1] == {"trial": None, "estimate": None, "point": BASELINE, "baseline": True}
+
+
+def test_candidates_of_several_objectives_are_the_best_by_the_first(tmp_path: Path) -> None:
+    plan = make_plan(tmp_path, "--objectives fid,seconds_train")
+    search(plan, "9 5 7")
+    assert [candidate["trial"] for candidate in candidates(plan, 1)] == ["trial_0001", "trial_0000"]
+
+
+def test_a_baseline_that_was_retried_is_the_retry(tmp_path: Path) -> None:
+    plan = make_plan(tmp_path, "--num-trials 2")
+    search(plan, "50f 5")
+    for number in (0, 1):
+        plan.trial_folder(number).mkdir()
+    assert retry_failed(plan) == 1
+    study = open_study(plan.folder)
+    take_over_folders(plan, study)
+    searcher = StudySearch(plan, study)
+    searcher.suggest("again")
+    searcher.on_trial_complete("again", {"epoch": EPOCHS, "fid": 7.0})
+    last = candidates(plan, 1)[-1]
+    assert (last["trial"], last["estimate"], last["point"]) == ("trial_0002", 7.0, BASELINE)
+    assert (plan.folder / last["trial"]).is_dir()
+
+
+@pytest.mark.parametrize(
+    ("text", "count", "seeds"),
+    [("", 2, [1, 2]), ("--seed 5", 3, [6, 7, 8]), ("--replicas 4", 2, [4, 5]), ("--seed 5 --replicas 3", 1, [8])],
+)
+def test_the_seeds_are_fresh(text: str, count: int, seeds: list[int], tmp_path: Path) -> None:
+    plan = make_plan(tmp_path, text)
+    search(plan, "9 5 7")
+    stage = confirm_plan(plan, 1, count, {})
+    assert json.loads((stage.folder / SEARCH_FILE).read_text())["seeds"] == seeds
+    used = range(plan.search.base.seed, plan.search.base.seed + plan.search.base.replicas)
+    assert not set(seeds) & set(used)
+    assert [point["seed"] for point in stage.points] == seeds * 2
+    assert (stage.search.base.replicas, stage.scheduler, stage.rungs) == (1, "fifo", [])
+
+
+def test_the_stage_trains_each_candidate_on_each_seed_to_the_end(tmp_path: Path) -> None:
+    plan = make_plan(tmp_path, "--replicas 2 --objectives fid,kid")
+    tried = search(plan, "9 5 7 6")
+    stage = confirm_plan(plan, 2, 3, {"search": "hparams", "metric": "fid"})
+    assert (stage.folder, stage.num_trials, stage.scheduler, stage.objectives) == (plan.folder / "confirm", 9, "fifo", ("fid",))
+    assert (stage.rungs, stage.epochs, stage.slots) == ([], plan.epochs, plan.slots)
+    written = json.loads((stage.folder / SEARCH_FILE).read_text())
+    assert (written["search"], written["metric"], written["top"]) == ("hparams", "fid", 2)
+    assert written["candidates"] == candidates(plan, 2)
+    assert [path.name for path in stage.folder.iterdir()] == [SEARCH_FILE]
+
+    settings = [tried[1], tried[3], BASELINE]
+    for k in range(9):  # a session each
+        searcher = StudySearch(stage, open_study(stage.folder, stage.objectives))
+        assert searcher.remaining == 9 - k
+        config = searcher.suggest("trial")
+        assert searcher.numbers == {"trial": k}
+        assert config == plan.search.complete(settings[k // 3]) | {"seed": [2, 3, 4][k % 3], "replicas": 1}
+        TrainConfig.from_dict(config)
+        searcher.on_trial_complete("trial", {"epoch": EPOCHS, "fid": 1.0})
+    assert StudySearch(stage, open_study(stage.folder)).remaining == 0
+    assert candidates(plan, 2) == written["candidates"]  # the search's own study is as it was
+
+
+@pytest.mark.parametrize(("name", "runs"), [("baseline", 2), ("precision", 4)])
+def test_other_searches_are_confirmed_too(name: str, runs: int, tmp_path: Path) -> None:
+    plan = make_plan(tmp_path, f"--search {name}")
+    search(plan, "9 8" if name == "precision" else "9")
+    stage = confirm_plan(plan, 1, 2, {})
+    searcher = StudySearch(stage, open_study(stage.folder, stage.objectives))
+    seeds = [(searcher.suggest(str(k)) or {})["seed"] for k in range(stage.num_trials)]
+    assert seeds == [1, 2] * (runs // 2)
+
+
+def test_a_stage_once_begun_is_gone_on_with(tmp_path: Path) -> None:
+    plan = make_plan(tmp_path, "--num-trials 4")
+    search(plan, "9 5 7")
+    first = confirm_plan(plan, 2, 2, {"device": "here"})
+    before = (first.folder / SEARCH_FILE).read_bytes()
+    searcher = StudySearch(plan, open_study(plan.folder))
+    searcher.suggest("late")
+    searcher.on_trial_complete("late", {"epoch": EPOCHS, "fid": 1.0})  # better than all, but the choice is made
+    assert candidates(plan, 2)[0]["trial"] == "trial_0003"
+    assert confirm_plan(plan, 2, 2, {"device": "elsewhere"}) == first
+    assert (first.folder / SEARCH_FILE).read_bytes() == before
+    for top, count in ((1, 2), (2, 3), (3, 3)):
+        message = f"{first.folder} confirms the best 2 on 2 seeds, not {top} on {count}; delete that folder to confirm anew"
+        with pytest.raises(ValueError, match=f"^{re.escape(message)}$"):
+            confirm_plan(plan, top, count, {})
+    assert (first.folder / SEARCH_FILE).read_bytes() == before
+
+
+def test_a_search_without_a_study_cannot_be_confirmed(tmp_path: Path) -> None:
+    with pytest.raises(FileNotFoundError, match="no study at"):
+        confirm_plan(make_plan(tmp_path), 1, 2, {})
