@@ -66,7 +66,8 @@ def candidates(plan: Plan, top: int) -> list[dict[str, Any]]:
 
 
 def _candidate(plan: Plan, trial: FrozenTrial) -> dict[str, Any]:
-    estimate = min(trial.intermediate_values.values(), default=None)
+    # of a stopped trial too little is known to be held against a whole run
+    estimate = min(trial.intermediate_values.values()) if trial.state == TrialState.COMPLETE else None
     return {"trial": plan.trial_folder(trial.number).name, "estimate": estimate, "point": trial.params, "baseline": False}
 
 

@@ -28,6 +28,7 @@ from tune.plan import (
     Plan,
     default_grace_period,
     describe,
+    describe_axis,
     preflight,
     record,
     resources,
@@ -111,7 +112,7 @@ def read_plan(args: argparse.Namespace, device: torch.device, points: list[Point
     if num_trials > there_are:
         raise ValueError(f"--num-trials is {num_trials}; the {sampler} sampler of {search.name} has {there_are} settings")
     grace_period = args.grace_period or default_grace_period(search.base.epochs)
-    check_search(search, scheduler, objectives)
+    check_search(search, scheduler, objectives, args.confirm)
     if grace_period > search.base.epochs:
         raise ValueError(f"--grace-period is {grace_period}; allowed is up to the {search.base.epochs} epochs of a trial")
     slots, cpus, gpus = resources(args.gpus_per_trial, args.max_concurrent)
@@ -136,12 +137,14 @@ def read_plan(args: argparse.Namespace, device: torch.device, points: list[Point
     )
 
 
-def check_search(search: Search, scheduler: str, objectives: tuple[str, ...]) -> None:
+def check_search(search: Search, scheduler: str, objectives: tuple[str, ...], confirm: int | None) -> None:
     """Refuses combinations that cannot work.
 
     Raises:
         ValueError: names them, and what to do.
     """
+    if scheduler == "pbt" and confirm:
+        raise ValueError("--confirm does not go with --scheduler pbt, which finds a schedule of rates and not a setting")
     if scheduler == "pbt" and not search.rates:
         raise ValueError(f"--scheduler pbt changes learning rates, which {search.name} does not vary; use hparams or joint")
     if scheduler != "fifo" and len(objectives) > 1:
@@ -168,6 +171,8 @@ def first_points(search: Search, sampler: str, num_trials: int, earlier: Path | 
         if earlier:
             raise ValueError("--points-from does not go with --sampler grid, whose settings are fixed")
         return search.grid_points()[:num_trials]
+    if not search.axes and earlier:
+        raise ValueError(f"--points-from does not go with --search {search.name}, which varies nothing")
     if not search.axes:
         return [search.baseline()]
     from tune.study import best_points
@@ -228,14 +233,27 @@ def saved_search(args: argparse.Namespace, parser: argparse.ArgumentParser) -> t
     try:
         content = json.loads(file.read_text())
         saved, points = content["arguments"], content["points"]
-        kept = {name: saved[name] for name in defaults if name not in NOT_KEPT}
+        kept = {name: saved[name] for name in defaults if name not in NOT_KEPT} | {"data_dir": Path(saved["data_dir"])}
     except (ValueError, KeyError, TypeError) as error:
         raise ValueError(
             f"{file} is damaged, or of an older version ({error!r}); its trials can still be read by python -m analysis.tables"
         ) from error
-    kept["data_dir"] = Path(saved["data_dir"])
     kept |= {name: value for name in ("confirm", "confirm_seeds") if (value := getattr(args, name)) is not None}
     return argparse.Namespace(**kept, storage=args.storage, name=args.resume), points
+
+
+def check_space(plan: Plan) -> None:
+    """Refuses to resume a search whose space is another one here.
+
+    Raises:
+        ValueError: names what differs.
+    """
+    was = json.loads((plan.folder / SEARCH_FILE).read_text())["axes"]
+    now = {name: describe_axis(axis) for name, axis in plan.search.axes.items()}
+    if differing := [f"{name} was over {was.get(name)}, is over {text}" for name, text in now.items() if was.get(name) != text]:
+        raise ValueError(
+            f"{plan.folder} cannot go on here: {'; '.join(differing)} (a device must do all precisions of a search)"
+        )
 
 
 def main() -> None:
@@ -261,6 +279,8 @@ def run(args: argparse.Namespace, parser: argparse.ArgumentParser) -> int:
         args, points = saved_search(args, parser)
     chosen = choose_preset(args, device)
     plan = read_plan(args, device, points)
+    if resume:
+        check_space(plan)
     # a folder without a description is what a search leaves that is killed as it begins
     if (
         not resume
@@ -277,7 +297,10 @@ def run(args: argparse.Namespace, parser: argparse.ArgumentParser) -> int:
     if dry_run:
         return 0
     description = None
-    if not resume:
+    if resume:  # what is asked for now holds for later, too
+        description = json.loads((plan.folder / SEARCH_FILE).read_text())
+        description["arguments"] |= {"confirm": args.confirm, "confirm_seeds": args.confirm_seeds}
+    else:
         kept = {name: value for name, value in vars(args).items() if name not in NOT_KEPT}
         paths = {name: str(value) for name, value in kept.items() if isinstance(value, Path)}
         description = record(plan, kept | paths | {"data_dir": str(plan.data_dir)}, device)

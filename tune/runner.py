@@ -98,6 +98,10 @@ def run_plan(plan: Plan, stop: Stop) -> None:
         ValueError: the study is damaged.
     """
     study = open_study(plan.folder, plan.objectives)
+    if not study.get_trials() and any(plan.folder.glob("trial_*")):
+        raise ValueError(
+            f"{plan.folder} holds trials, but its study.db none: it is lost; read them by python -m analysis.tables"
+        )
     take_over_folders(plan, study)
     searcher = StudySearch(plan, study)
     shutil.rmtree(plan.folder / SCRATCH, ignore_errors=True)

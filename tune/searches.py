@@ -151,7 +151,7 @@ def architecture(base: TrainConfig, preset: Preset, precisions: Sequence[str]) -
         base=base,
         axes={
             "generator_depth": CategoricalDistribution([1, 2, 3]),
-            "generator_width": CategoricalDistribution([width // 2, width, 2 * width]),
+            "generator_width": CategoricalDistribution(sorted({max(1, width // 2), width, 2 * width})),
             "extra_convs": CategoricalDistribution([0, 1, 2]),
         },
         ties=TIED_SIZES,
@@ -203,4 +203,7 @@ def make_search(name: str, preset: Preset, precisions: Sequence[str], settings: 
     search = SEARCHES[name](TrainConfig.from_dict(chosen), preset, precisions)
     if varied := [key for key in settings if key in search.axes or key in search.ties]:
         raise ValueError(f"{', '.join(varied)} cannot be fixed: search {name} varies {', '.join(search.axes)}")
+    for name, axis in search.axes.items():
+        for choice in getattr(axis, "choices", ()):
+            TrainConfig.from_dict(search.complete(search.baseline() | {name: choice}))  # each is allowed
     return search

@@ -56,11 +56,11 @@ def search(plan: Plan, scores: str) -> list[dict[str, Any]]:
         ("4 5 7 8", 1, [(0, 4)]),
         ("4 5 7 8", 3, [(1, 5), (2, 7), (0, 4)]),
         ("9 5p 7 1f", 3, [(2, 7), (0, 9)]),  # what was stopped early or failed is no candidate
-        ("9p 5 7", 2, [(1, 5), (2, 7), (0, 9)]),  # but the baseline always is
-        ("9f 5 7", 2, [(1, 5), (2, 7), (0, 9)]),
+        ("9p 5 7", 2, [(1, 5), (2, 7), (0, None)]),  # but the baseline always is, if with no estimate
+        ("9f 5 7", 2, [(1, 5), (2, 7), (0, None)]),
         ("f 5 7", 2, [(1, 5), (2, 7), (0, None)]),
         ("9 f f", 3, [(0, 9)]),
-        ("9p 5p", 3, [(0, 9)]),
+        ("9p 5p", 3, [(0, None)]),
     ],
 )
 def test_candidates(scores: str, top: int, expected: list[tuple[int, float | None]], tmp_path: Path) -> None:

@@ -20,6 +20,7 @@ from tune.plan import (
     Plan,
     default_grace_period,
     describe,
+    describe_axis,
     preflight,
     record,
     resources,
@@ -287,6 +288,9 @@ def test_flags_reach_the_config(tmp_path: Path) -> None:
     base = plan_of(tmp_path, "--seed 7 --epochs 4 --replicas 3 --set ema_decay=0.5 --set beta1=0").search.base
     assert (base.seed, base.epochs, base.replicas, base.ema_decay, base.beta1) == (7, 4, 3, 0.5, 0)
     assert plan_of(tmp_path, "--dataset mnist").search.base.dataset == "mnist"
+    wide = plan_of(tmp_path, "--width 24", search="architecture")
+    assert (wide.search.base.generator_width, wide.search.base.discriminator_width) == (24, 24)
+    assert describe_axis(wide.search.axes["generator_width"]) == "12, 24, 48"
     report = plan_of(tmp_path, preset="report")
     assert (report.search.base, report.num_trials, report.confirm, report.confirm_seeds) == (TrainConfig(), 32, 3, 5)
 
@@ -295,7 +299,7 @@ COLUMNS_ALLOWED = f"; allowed: {', '.join(OBJECTIVES)}"
 REFUSED: list[tuple[str, str, str]] = [
     *(
         ("hparams", f"--{flag} {value}", f"--{flag} is {value}; allowed is at least 1")
-        for flag in ("num-trials", "epochs", "max-concurrent", "grace-period", "replicas", "confirm-seeds")
+        for flag in ("num-trials", "epochs", "max-concurrent", "grace-period", "replicas", "width", "confirm-seeds")
         for value in (0, -3)
     ),
     ("hparams", "--confirm -1", "--confirm is -1; allowed is at least 0"),
@@ -432,7 +436,8 @@ def test_a_resumed_search_has_the_same_plan(tmp_path: Path) -> None:
     study.add_trial(running(BASELINE | {"generator_lr": 1e-3}, make_search("hparams", DEMO, ("float32",), {}).axes))
     study.tell(0, 1.0)
     text = (
-        "--seed 4 --replicas 2 --set ema_decay=0.5 --epochs 5 --num-trials 7 --max-concurrent 1 --confirm 2 --confirm-seeds 3"
+        "--width 8 --seed 4 --replicas 2 --set ema_decay=0.5 --epochs 5 --num-trials 7 --max-concurrent 1 --confirm 2 "
+        "--confirm-seeds 3"
     )
     plan, _ = keep(tmp_path, f"{text} --points-from {earlier}")
     assert len(plan.points) == 2
