@@ -1,6 +1,6 @@
 """`python -m tune.bench`: what a search costs beyond training and evaluating.
 
-Runs the demo search, and two of tiny trials that differ in their number alone, each as a user would.
+Runs the demo search with its confirm stage, and two of tiny trials that differ in their number alone, each as a user would.
 """
 
 import json
@@ -23,13 +23,13 @@ FEW, MANY = 4, 24  # tiny trials
 def measure(arguments: list[str]) -> tuple[float, float]:
     """Seconds of all slots of a search, from its command to its answer, and those spent in training and evaluation."""
     with tempfile.TemporaryDirectory() as storage:
-        command = [sys.executable, "-m", "tune.run", *arguments, "--preset", "demo", "--confirm", "0"]
+        command = [sys.executable, "-m", "tune.run", *arguments, "--preset", "demo"]
         start = time.perf_counter()
         subprocess.run([*command, "--storage", storage, "--name", "bench"], check=True, stdout=subprocess.DEVNULL)
         seconds = time.perf_counter() - start
         folder = Path(storage) / "bench"
         slots = json.loads((folder / SEARCH_FILE).read_text())["slots"]
-        rows = [json.loads(line) for file in folder.glob("trial_*/result.json") for line in file.read_text().splitlines()]
+        rows = [json.loads(line) for file in folder.rglob("trial_*/result.json") for line in file.read_text().splitlines()]
     return seconds * slots, sum(row["seconds_train"] + row["seconds_eval"] for row in rows)
 
 
@@ -45,7 +45,7 @@ def main() -> None:
 
     free = {}
     for trials in (FEW, MANY):
-        arguments = ["--search", "hparams", "--epochs", "1", "--num-trials", str(trials), *TINY]
+        arguments = ["--search", "hparams", "--epochs", "1", "--num-trials", str(trials), "--confirm", "0", *TINY]
         free[trials] = min(total - busy for total, busy in (measure(arguments) for _ in range(repeats)))
     print(f"a further trial: {(free[MANY] - free[FEW]) / (MANY - FEW):.2f} s of a slot before and after its training")
 

@@ -153,29 +153,30 @@ def _choices(distribution: BaseDistribution | None) -> list[Any]:
 def seconds_per_epoch(plan: Plan, device: torch.device, samples: int = 4) -> float:
     """Measured time of one epoch with its evaluation on this machine, mean over a few random configs of the space.
 
-    Each is evaluated once and trains two small batches, after one to warm up.
+    The first is evaluated once; each trains two small batches, after one to warm up.
     """
     threads_before = torch.get_num_threads()
     torch.set_num_threads(plan.cpus)
     study = optuna.create_study(sampler=optuna.samplers.RandomSampler(seed=plan.seed))
     configs = [TrainConfig.from_dict(plan.search(study.ask())) for _ in range(samples if plan.search.axes else 1)]
-    seconds = [_one_epoch(config, source(config, plan.data_dir, device)) for config in configs]
+    reference = load_reference(source(configs[0], plan.data_dir, device), "validation")
+    generator = new_state(configs[0], device).generator
+    start = time.perf_counter()
+    evaluate(generator, configs[0], reference)
+    evaluated = time.perf_counter() - start
+    trained = [_one_epoch(config, source(config, plan.data_dir, device)) for config in configs]
     torch.set_num_threads(threads_before)
-    return sum(seconds) / len(seconds)
+    return (evaluated + sum(trained) / len(trained)) * plan.search.base.replicas
 
 
 def _one_epoch(config: TrainConfig, data: Source) -> float:
     small = dataclasses.replace(config, batch_size=min(64, config.batch_size))
-    images, reference = load_split(data, "train").images, load_reference(data, "validation")
+    images = load_split(data, "train").images
     state = new_state(small, data.device)
-    start = time.perf_counter()
-    evaluate(state.generator, small, reference)  # before training, which may diverge
-    evaluated = time.perf_counter() - start
     train_epoch(state, small, images[: small.batch_size])
     start = time.perf_counter()
     train_epoch(state, small, images[: 2 * small.batch_size])
-    trained = (time.perf_counter() - start) * len(images) / (2 * small.batch_size)
-    return (evaluated + trained) * config.replicas
+    return (time.perf_counter() - start) * len(images) / (2 * small.batch_size)
 
 
 def describe(plan: Plan, chosen: str, cost: float | None) -> str:

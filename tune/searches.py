@@ -42,7 +42,7 @@ class Preset:
     confirm_seeds: int
 
 
-DEMO = Preset(name="demo", dataset="mnist-mini", width=16, epochs=9, num_trials=10, confirm=1, confirm_seeds=2)
+DEMO = Preset(name="demo", dataset="mnist-mini", width=16, epochs=9, num_trials=18, confirm=1, confirm_seeds=2)
 REPORT = Preset(name="report", dataset="mnist", width=64, epochs=25, num_trials=32, confirm=3, confirm_seeds=5)
 PRESETS = {preset.name: preset for preset in (DEMO, REPORT)}
 

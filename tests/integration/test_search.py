@@ -156,21 +156,6 @@ def test_an_interruption_before_the_first_result_prints_how_to_go_on(tmp_path: P
     assert "error" not in output
 
 
-def test_one_trial_at_a_time_repeats_exactly(tmp_path: Path) -> None:
-    """Same proposals, same results, same decisions."""
-    tables = []
-    for name in "ab":
-        arguments = ["--search", "hparams", "--num-trials", "4", "--epochs", "2", "--max-concurrent", "1", "--seed", "7",
-                     *QUICK, "--storage", str(tmp_path), "--name", name]  # fmt: skip
-        code, output = run(arguments, tmp_path / "home")
-        assert code == 0, output
-        tables.append(ranking(load_trials(tmp_path / name), settings=["generator_lr", "batch_size", "optimizer", "seed"]))
-    a, b = (t[["fid", "kid", "status", "epochs", "generator_lr", "batch_size", "optimizer", "seed"]] for t in tables)
-    assert a.equals(b)
-    assert set(a["seed"]) == {7}
-    assert len(a) == 4
-
-
 def test_each_trial_trains_several_seeds_and_their_mean_counts(tmp_path: Path) -> None:
     arguments = ["--search", "baseline", "--epochs", "2", "--replicas", "2", "--seed", "5", *QUICK]
     code, output = run([*arguments, "--storage", str(tmp_path), "--name", "r"], tmp_path / "home")
@@ -277,7 +262,7 @@ def test_the_readmes_main_job(tmp_path: Path) -> None:
     assert process.returncode == 0, output
     (folder,) = tmp_path.glob("hparams-*")
     table = ranking(load_trials(folder))
-    assert len(table) == 10
+    assert len(table) == 18
     assert table["fid"][0] < 25  # noise is above 150, real training digits 0.3
     assert f"everything is in {folder}" in output
-    assert re.search(r"^\d.* · trials \d+/10 · reached epoch 2:\d+  6:\d+  9:\d+ · best fid .* left$", output, re.MULTILINE)
+    assert re.search(r"^\d.* · trials \d+/18 · reached epoch 2:\d+  6:\d+  9:\d+ · best fid .* left$", output, re.MULTILINE)

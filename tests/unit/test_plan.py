@@ -259,7 +259,7 @@ def test_every_search_can_be_planned_by_its_defaults(
 @pytest.mark.parametrize(
     ("text", "expected"),
     [
-        ("", {"sampler": "tpe", "scheduler": "asha", "num_trials": 10, "grace_period": 2, "confirm": 1, "confirm_seeds": 2}),
+        ("", {"sampler": "tpe", "scheduler": "asha", "num_trials": 18, "grace_period": 2, "confirm": 1, "confirm_seeds": 2}),
         ("--sampler random", {"sampler": "random", "scheduler": "asha"}),
         ("--sampler grid", {"sampler": "grid", "scheduler": "fifo", "num_trials": 12}),
         ("--sampler grid --scheduler asha", {"sampler": "grid", "scheduler": "asha"}),
