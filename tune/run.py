@@ -110,7 +110,8 @@ def read_plan(args: argparse.Namespace, device: torch.device, points: list[Point
     there_are = len(search.grid_points()) if sampler == "grid" else search.settings
     num_trials = args.num_trials or int(there_are if sampler == "grid" else min(search.num_trials, there_are))
     if num_trials > there_are:
-        raise ValueError(f"--num-trials is {num_trials}; the {sampler} sampler of {search.name} has {there_are} settings")
+        what = "grid" if sampler == "grid" else "space"
+        raise ValueError(f"--num-trials is {num_trials}; the {what} of {search.name} has {there_are} settings")
     grace_period = args.grace_period or default_grace_period(search.base.epochs)
     check_search(search, scheduler, objectives, args.confirm)
     if grace_period > search.base.epochs:

@@ -310,10 +310,10 @@ REFUSED: list[tuple[str, str, str]] = [
     ),
     ("hparams", "--grace-period 10", "--grace-period is 10; allowed is up to the 9 epochs of a trial"),
     ("hparams", "--epochs 2 --grace-period 3", "--grace-period is 3; allowed is up to the 2 epochs of a trial"),
-    ("hparams", "--sampler grid --num-trials 13", "--num-trials is 13; the grid sampler of hparams has 12 settings"),
-    ("architecture", "--num-trials 28", "--num-trials is 28; the tpe sampler of architecture has 27 settings"),
-    ("architecture", "--sampler random --num-trials 28", "--num-trials is 28; the random sampler of architecture has 27"),
-    ("baseline", "--sampler tpe --num-trials 2", "--num-trials is 2; the tpe sampler of baseline has 1 settings"),
+    ("hparams", "--sampler grid --num-trials 13", "--num-trials is 13; the grid of hparams has 12 settings"),
+    ("architecture", "--num-trials 28", "--num-trials is 28; the space of architecture has 27 settings"),
+    ("architecture", "--sampler random --num-trials 28", "--num-trials is 28; the space of architecture has 27"),
+    ("baseline", "--sampler tpe --num-trials 2", "--num-trials is 2; the space of baseline has 1 settings"),
     *(
         (search, "--scheduler pbt",
          f"--scheduler pbt changes learning rates, which {search} does not vary; use hparams or joint")
