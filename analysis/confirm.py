@@ -103,7 +103,7 @@ def verdict(summary: pd.DataFrame) -> list[str]:
             f"confirmed order of {len(both)} candidates is {tau:.2f}, and the confirmed best is {_name(known.iloc[0])}{late}."
         )
     sentences += [_gain(summary.loc[index]) for index in picks if summary.at[index, "difference_n"]]
-    if len(known) > 1 and known.iloc[1]["behind_n"]:
+    if len(known) > 1 and known.iloc[1]["behind_n"] and not known.iloc[1]["baseline"]:  # else said already
         sentences.append(_gap(known.iloc[0], known.iloc[1]))
     failed, missing = summary["failed"].sum(), summary["missing"].sum()
     if failed or missing:
