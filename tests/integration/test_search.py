@@ -73,7 +73,7 @@ from pathlib import Path
 from optuna.distributions import CategoricalDistribution
 from analysis import tables
 from tune.plan import Plan
-from tune.runner import run_plan
+from tune.runner import run_plan, session
 from tune.searches import DEMO, make_search
 
 settings = {"image_size": 16, "generator_width": 2, "discriminator_width": 2, "epochs": 2, "batch_size": 500}
