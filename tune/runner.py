@@ -107,11 +107,11 @@ def run_plan(plan: Plan, stop: Stop) -> None:
     shutil.rmtree(plan.folder / SCRATCH, ignore_errors=True)
     if searcher.remaining == 0:
         return
-    faults = Faults(plan, searcher)
+    faults = Faults(plan, searcher, stop.plan)
     try:
         tuner(plan, searcher, faults).fit()
     except Exception as error:
-        if full := storage_error(error, plan):
+        if full := storage_error(error, stop.plan):
             raise full from error
         raise
     finally:
@@ -167,8 +167,9 @@ def transfer(plan: Plan, donor: int, receiver: int) -> None:
 class Faults(ray_tune.Callback):
     """Tells what a failed trial died of: its own fault, which is recorded, or the disk's, which stops the search."""
 
-    def __init__(self, plan: Plan, searcher: StudySearch) -> None:
+    def __init__(self, plan: Plan, searcher: StudySearch, whole: Plan) -> None:
         self.plan, self.searcher = plan, searcher
+        self.whole = whole  # the plan whose command goes on with this one, which may be its confirm stage
         self.storage: OSError | None = None
         self.reached: dict[str, int] = {}
 
@@ -179,7 +180,7 @@ class Faults(ray_tune.Callback):
 
     def on_trial_error(self, iteration: int, trials: list[Trial], trial: Trial, **info: Any) -> None:
         error = cause_of(trial)
-        if full := storage_error(error, self.plan):
+        if full := storage_error(error, self.whole):
             self.storage = full
             signal.raise_signal(signal.SIGUSR1)
             return
