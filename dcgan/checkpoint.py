@@ -1,13 +1,14 @@
 """Checkpoints: everything a run needs to go on as if it had never stopped, in one file.
 
-A file holds of each replica both nets, the averaged G, both optimizers and scalers, and the state of the only random
-stream the loop draws from (on its device); and of all the config, the rows so far and the generator of the best epoch. The
-position in the data is the number of rows, since checkpoints are taken between epochs.
+A file holds both nets, the averaged G, both optimizers and scalers, all of the replicas together, and the states of the
+only random streams the loop draws from (on their device), one a replica; the config, the rows so far and the generator of
+the best epoch. The position in the data is the number of rows, since checkpoints are taken between epochs.
 
 It is what `torch.save` writes (a zip archive), with the sha256 of all that stands before it as the archive's comment:
 `torch.load` can read it, and `load` notices any damage. It is read without executing code (`weights_only=True`).
 """
 
+import dataclasses
 import hashlib
 import io
 import json
@@ -19,11 +20,11 @@ from typing import Any
 import torch
 
 from dcgan.config import TrainConfig
-from dcgan.models import Generator
+from dcgan.models import Generator, part
 from dcgan.schema import Row
 
 NAME = "checkpoint.pt"
-VERSION = 2
+VERSION = 3
 DIGEST_BYTES = 32
 
 
@@ -112,10 +113,11 @@ def load_generator(path: Path | str, *, last: bool = False) -> tuple[Generator, 
     """
     content = load(path)
     config = TrainConfig.from_dict(content["config"])
-    generator = Generator(config)
+    generator = Generator(dataclasses.replace(config, replicas=1))
     if last:
-        first = content["replicas"][0]
-        generator.load_state_dict(first["average"] or first["generator"])
+        state = content["states"][0]
+        weights = state.get("average", state["generator"])
+        generator.load_state_dict(part(weights, 0, len(state["rngs"])))
         return generator, config, len(content["history"])
     generator.load_state_dict(content["best"]["generator"])
     return generator, config, content["best"]["epoch"]

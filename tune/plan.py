@@ -20,7 +20,7 @@ from dcgan.cli import duration
 from dcgan.config import TrainConfig
 from dcgan.data import Source, load_split, source
 from dcgan.evaluate import device_name, evaluate, load_reference, protocol
-from dcgan.loop import new_state, train_epoch
+from dcgan.loop import make_update, new_state, train_epoch
 from dcgan.schema import COLUMNS, METRIC
 from tune.searches import OBJECTIVES, SEARCHES, Point, Search
 
@@ -173,9 +173,10 @@ def _one_epoch(config: TrainConfig, data: Source) -> float:
     small = dataclasses.replace(config, batch_size=min(64, config.batch_size))
     images = load_split(data, "train").images
     state = new_state(small, data.device)
-    train_epoch(state, small, images[: small.batch_size])
+    update = make_update(state, images, graphed=False)
+    train_epoch(state, images[: small.batch_size], update)
     start = time.perf_counter()
-    train_epoch(state, small, images[: 2 * small.batch_size])
+    train_epoch(state, images[: 2 * small.batch_size], update)
     return (time.perf_counter() - start) * len(images) / (2 * small.batch_size)
 
 

@@ -214,7 +214,7 @@ def test_population_based_training_hands_on_weights_and_changes_rates(tmp_path: 
         rate = json.loads((folder / str(trial) / "params.json").read_text())["generator_lr"]
         assert content["config"]["generator_lr"] == content["config"]["discriminator_lr"] == rate
         for name in ("generator_optimizer", "discriminator_optimizer"):
-            assert content["replicas"][0][name]["param_groups"][0]["lr"] == rate  # applied, not only written
+            assert content["states"][0][name]["param_groups"][0]["lr"] == rate  # applied, not only written
         assert set(rows["generator_lr"]) == {rate}
         proposed = study_params(folder)[str(trial)]["generator_lr"]
         changed += rate != proposed

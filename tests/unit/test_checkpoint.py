@@ -19,6 +19,7 @@ import torch
 from dcgan import checkpoint
 from dcgan.config import TrainConfig
 from dcgan.loop import train
+from dcgan.models import stack
 
 CONFIG = TrainConfig(
     dataset="mnist-mini", image_size=16, generator_width=2, discriminator_width=2, batch_size=1000, epochs=1, ema_decay=0.5
@@ -35,7 +36,7 @@ def trained(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def content_of(path: Path) -> dict[str, Any]:
     content = checkpoint.load(path)
-    assert content.pop("version") == 2
+    assert content.pop("version") == 3
     return content
 
 
@@ -226,7 +227,7 @@ class Malicious:
 
 def test_code_in_a_file_is_not_executed(tmp_path: Path) -> None:
     path, trap = tmp_path / "evil.pt", tmp_path / "executed"
-    write_sealed({"version": 2, "config": Malicious(trap)}, path)
+    write_sealed({"version": 3, "config": Malicious(trap)}, path)
     with pytest.raises(ValueError, match=f"^{re.escape(str(path))} is no checkpoint of dcgan: it holds more than tensors"):
         checkpoint.load(path)
     assert not trap.exists()
@@ -263,7 +264,7 @@ def test_other_files_are_no_checkpoint(tmp_path: Path) -> None:
 def test_another_version_is_refused(tmp_path: Path) -> None:
     path = tmp_path / "checkpoint.pt"
     write_sealed({"version": 1}, path)
-    with pytest.raises(ValueError, match=f"^{re.escape(str(path))} has checkpoint version 1; this code reads version 2$"):
+    with pytest.raises(ValueError, match=f"^{re.escape(str(path))} has checkpoint version 1; this code reads version 3$"):
         checkpoint.load(tmp_path)
 
 
@@ -303,12 +304,14 @@ def test_a_run_of_another_config_is_not_resumed(trained: Path) -> None:
 
 def test_the_best_or_the_last_generator_is_loaded(trained: Path, tmp_path: Path) -> None:
     content = content_of(trained)
-    (replica,) = content["replicas"]
-    best, last, live, second = ({k: v + i for k, v in replica["generator"].items()} for i in range(4))
+    (state,) = content["states"]
+    best, last, live, second = ({k: v + i for k, v in state["generator"].items()} for i in range(4))
+    both, averages = stack([live, second]), {"average": stack([last, second])}
+    rngs = state["rngs"] * 2
     history = [{"epoch": epoch} for epoch in (1, 2, 3)]
-    for average, expected in ((last, last), (None, live)):
-        replicas = [{"generator": live, "average": average}, {"generator": second, "average": average and second}]
-        changed = {"replicas": replicas, "history": history, "best": {"epoch": 2, "generator": best}}
+    for average, expected in ((averages, last), ({}, live)):
+        states = [{"generator": both, "rngs": rngs, **average}, {"generator": second, "rngs": rngs[:1]}]
+        changed = {"states": states, "history": history, "best": {"epoch": 2, "generator": best}}
         checkpoint.save(content | changed, tmp_path)
         for use_last, weights, epoch in ((False, best, 2), (True, expected, 3)):
             generator, config, found = checkpoint.load_generator(tmp_path, last=use_last)

@@ -1,6 +1,7 @@
 """`dcgan.models` and `dcgan.losses`: shapes, initial weights, the averaged copy, and the losses against PyTorch's own."""
 
 import copy
+import dataclasses
 from typing import Any
 
 import pytest
@@ -11,7 +12,7 @@ from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
 from dcgan.config import TrainConfig
 from dcgan.losses import discriminator_loss, generator_loss
-from dcgan.models import build, map_sizes, update_average
+from dcgan.models import Linear, build, map_sizes, part, stack, update_average
 
 
 def parameters(net: nn.Module) -> int:
@@ -48,7 +49,7 @@ def test_output_shapes(size: int, g_depth: int, d_depth: int, extra_convs: int, 
     assert images.shape == (3, channels, size, size)
     assert images.abs().max() <= 1
     assert images.std() > 0
-    assert D(images).shape == (3,)
+    assert D(images).shape == (3, 1)
 
 
 BASELINE_G = 100 * 128 * 7 * 7 + 2 * 128 + 128 * 64 * 16 + 2 * 64 + 64 * 16 + 1
@@ -87,7 +88,7 @@ def test_settings_reach_the_nets(values: dict[str, Any], in_generator: int, in_d
 
 
 def test_initial_weights_are_those_of_the_paper() -> None:
-    means = {nn.Linear: 0.0, nn.Conv2d: 0.0, nn.ConvTranspose2d: 0.0, nn.BatchNorm2d: 1.0}
+    means = {Linear: 0.0, nn.Conv2d: 0.0, nn.ConvTranspose2d: 0.0, nn.BatchNorm2d: 1.0}
     layers = [layer for net in build(TrainConfig(extra_convs=1)) for layer in net.modules() if type(layer) in means]
     assert {type(layer) for layer in layers} == set(means)
     for layer in layers:
@@ -185,3 +186,28 @@ def test_losses_are_exact_far_out_and_float32(logit: float, dtype: torch.dtype) 
     slope = {-1e4: -1.0, 0.0: -0.5, 1e4: 0.0}[logit]
     assert real.grad is not None
     torch.testing.assert_close(real.grad, torch.full((4,), slope / 4, dtype=dtype))
+
+
+@pytest.mark.parametrize("values", [{}, {"extra_convs": 1, "channels": 3}, {"generator_depth": 3, "image_size": 20}])
+def test_a_net_of_replicas_computes_what_each_one_does(values: dict[str, Any]) -> None:
+    """Nets of other seeds, other inputs for each: every output is one net's own function of its own input."""
+    config = TrainConfig(**({"generator_width": 2, "discriminator_width": 3, "latent_size": 5, "replicas": 3} | values))
+    G, D = build(config)
+    rng = torch.Generator().manual_seed(0)
+    noise = torch.randn(4, 3, 5, generator=rng)
+    images = torch.randn(4, 3, config.channels, config.image_size, config.image_size, generator=rng)
+    fakes, logits = G(noise.flatten(1)).unflatten(1, (3, -1)), D(images.flatten(1, 2))
+    assert logits.shape == (4, 3)
+    for r in range(3):
+        one_g, one_d = build(dataclasses.replace(config, seed=r, replicas=1))
+        torch.testing.assert_close(fakes[:, r], one_g(noise[:, r]))
+        torch.testing.assert_close(logits[:, r], one_d(images[:, r])[:, 0])
+        assert all(torch.equal(w, one_g.state_dict()[name]) or "running" in name or "tracked" in name
+                   for name, w in part(G.state_dict(), r, 3).items())  # fmt: skip
+
+
+def test_parts_stacked_are_the_whole() -> None:
+    whole = build(TrainConfig(generator_width=2, replicas=3, extra_convs=1))[0].state_dict()
+    again = stack([part(whole, r, 3) for r in range(3)])
+    assert again.keys() == whole.keys()
+    assert all(torch.equal(again[name], tensor) for name, tensor in whole.items())

@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from dcgan.config import TrainConfig
-from dcgan.loop import new_state, train_epoch
+from dcgan.loop import make_update, new_state, train_epoch
 from tune.searches import DEMO, PRESETS, REPORT, SEARCHES, Search, make_search
 
 PRECISIONS = ("float32", "tf32", "bfloat16", "float16")
@@ -99,7 +99,8 @@ def batches_seen(state: Any, config: TrainConfig) -> set[int]:
     """Sizes of the batches that D really gets in an epoch."""
     sizes = set()
     hook = state.discriminator.register_forward_pre_hook(lambda module, inputs: sizes.add(len(inputs[0])))
-    train_epoch(state, dataclasses.replace(config, precision="float32"), torch.zeros(600, 1, 28, 28, dtype=torch.uint8))
+    images = torch.zeros(600, 1, 28, 28, dtype=torch.uint8)
+    train_epoch(state, images, make_update(state, images))
     hook.remove()
     return sizes
 
@@ -109,7 +110,8 @@ def logits_dtype(config: TrainConfig) -> torch.dtype:
     small = dataclasses.replace(config, generator_width=1, discriminator_width=1, batch_size=2)
     state, dtypes = new_state(small, torch.device("cpu")), set()
     state.discriminator.register_forward_hook(lambda module, inputs, output: dtypes.add(output.dtype))
-    train_epoch(state, small, torch.zeros(2, 1, 28, 28, dtype=torch.uint8))
+    images = torch.zeros(2, 1, 28, 28, dtype=torch.uint8)
+    train_epoch(state, images, make_update(state, images))
     (dtype,) = dtypes
     return dtype
 
