@@ -30,12 +30,17 @@ DIGEST_BYTES = 32
 
 def save(content: dict[str, Any], folder: Path | str) -> Path:
     """Writes `folder/checkpoint.pt`: either the whole new file is there afterwards, or the whole old one."""
-    buffer = io.BytesIO()
-    torch.save({"version": VERSION, **content}, buffer)
     path = Path(folder) / NAME
+    write(path, {"version": VERSION, **content})
+    return path
+
+
+def write(path: Path, content: dict[str, Any]) -> None:
+    """Writes tensors and plain values as a sealed file, whole or not at all."""
+    buffer = io.BytesIO()
+    torch.save(content, buffer)
     path.parent.mkdir(parents=True, exist_ok=True)
     replace(path, seal(buffer.getvalue()))
-    return path
 
 
 def write_rows(path: Path, rows: list[Row]) -> None:
@@ -73,17 +78,28 @@ def load(path: Path | str) -> dict[str, Any]:
     path = path / NAME if path.is_dir() else path
     if not path.is_file():
         raise FileNotFoundError(f"no checkpoint at {path}")
+    content = read(path)
+    version = content.get("version")
+    if version != VERSION:
+        raise ValueError(f"{path} has checkpoint version {version}; this code reads version {VERSION}")
+    return content
+
+
+def read(path: Path) -> dict[str, Any]:
+    """What `write` wrote, on the CPU.
+
+    Raises:
+        FileNotFoundError: there is no such file.
+        ValueError: the file is damaged, truncated or of another origin; the message names it.
+    """
     sealed = path.read_bytes()
     if hashlib.sha256(sealed[:-DIGEST_BYTES]).digest() != sealed[-DIGEST_BYTES:]:
         raise ValueError(f"{path} is damaged, truncated or no checkpoint of dcgan; use another one")
     try:
-        content: dict[str, Any] = torch.load(io.BytesIO(sealed), map_location="cpu", weights_only=True)
+        content = torch.load(io.BytesIO(sealed), map_location="cpu", weights_only=True)
     except pickle.UnpicklingError as error:  # whole, but it would execute code
         raise ValueError(f"{path} is no checkpoint of dcgan: it holds more than tensors and plain values") from error
-    version = content.get("version") if isinstance(content, dict) else None
-    if version != VERSION:
-        raise ValueError(f"{path} has checkpoint version {version}; this code reads version {VERSION}")
-    return content
+    return content if isinstance(content, dict) else {}
 
 
 def check_same_run(path: Path | str, content: dict[str, Any], config: TrainConfig, besides: tuple[str, ...] = ()) -> None:

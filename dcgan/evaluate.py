@@ -5,15 +5,20 @@ count: values of different counts don't compare. G runs in evaluation mode and f
 noise is the same for every run, seed and epoch.
 """
 
+import contextlib
 import functools
+import hashlib
+import sys
+from pathlib import Path
 from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
+from torch.backends.cpu import get_cpu_capability
 
-from dcgan import metrics
+from dcgan import checkpoint, metrics
 from dcgan.config import TrainConfig
-from dcgan.data import Source, load_split
+from dcgan.data import Source, default_data_dir, load_split
 from dcgan.precision import full_float32
 from dcgan.schema import Row
 from dcgan.yardstick import SHA256, batch_size, extract, load_yardstick
@@ -34,24 +39,47 @@ class Reference(NamedTuple):
 
 @functools.lru_cache(maxsize=4)
 def load_reference(source: Source, split: str) -> Reference:
-    """Features and statistics of a real split, worked out once per process."""
+    """Features and statistics of a real split: worked out once per machine, then read from a file under
+    `default_data_dir()`, if one can be written there."""
+    real = load_split(source, split).images
+    train = load_split(source, "train").images[: len(real)]
+    file = default_data_dir() / "references" / f"{reference_key(real, train)}.pt"
+    with contextlib.suppress(FileNotFoundError, ValueError):  # none yet, or a damaged one
+        saved = checkpoint.read(file)
+        tensors = {name: saved[name].to(source.device) for name in ("features", "radii")}
+        return Reference(**saved | tensors | {"gaussian": metrics.Gaussian(*saved["gaussian"]), "split": split})
     yardstick = load_yardstick(source.device)
     with full_float32():
-        features = extract(yardstick, load_split(source, split).images).features
-        train_features = extract(yardstick, load_split(source, "train").images[: len(features)]).features
+        features = extract(yardstick, real).features
         gaussian = metrics.gaussian(features)
-        return Reference(
+        reference = Reference(
             split=split,
             features=features,
             gaussian=gaussian,
             within=metrics.within_kernel_mean(features),
             radii=metrics.neighbour_radii(features),
-            fid_real=metrics.frechet_distance(gaussian, metrics.gaussian(train_features)),
+            fid_real=metrics.frechet_distance(gaussian, metrics.gaussian(extract(yardstick, train).features)),
         )
+    with contextlib.suppress(OSError):  # a home that cannot be written: the next process works it out again
+        checkpoint.write(file, reference._asdict() | {"gaussian": tuple(gaussian)})
+    return reference
 
 
+def reference_key(real: Tensor, train: Tensor) -> str:
+    """A hash of all that a reference depends on to the last bit: images, code, and what computes."""
+    digest = hashlib.sha256(SHA256.encode())
+    for images in (real, train):
+        digest.update(images.cpu().numpy().tobytes())
+    for module in (metrics, sys.modules[__name__], sys.modules[extract.__module__]):
+        digest.update(Path(str(module.__file__)).read_bytes())
+    threads = torch.get_num_threads() if real.device.type == "cpu" else 0
+    digest.update(f"{torch.__version__} {device_name(real.device)} {get_cpu_capability()} {threads}".encode())
+    return digest.hexdigest()[:32]
+
+
+@functools.lru_cache(maxsize=4)
 def evaluation_noise(count: int, latent_size: int, device: torch.device) -> Tensor:
-    """The fixed noise of every evaluation and sample grid, the same on every device. (count, Z)"""
+    """The fixed noise of every evaluation and sample grid, the same on every device; not to be written into. (count, Z)"""
     return torch.randn(count, latent_size, generator=torch.Generator().manual_seed(NOISE_SEED)).to(device)
 
 

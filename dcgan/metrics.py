@@ -19,11 +19,11 @@ NEIGHBOURS = 5  # k of the manifold metrics, as in arXiv 2002.09797
 DIGITS = 10
 COVERED_SHARE = 0.01  # a digit counts as covered from this share of the samples on; an even share is 0.1
 REPEAT_RATIO = 0.1  # samples this much closer to each other than real images are (medians) are repeats
-ROWS = 512  # rows of a pairwise matrix held at a time, which bounds memory to ROWS x N
+ROWS = {"cpu": 512, "cuda": 4096}  # rows of a pairwise matrix held at a time, which bounds memory to ROWS x N
 
 
 class Gaussian(NamedTuple):
-    """Mean and covariance of a set of features, float64."""
+    """Mean and covariance of a set of features, float64, on the CPU: too small to be worth a GPU's while."""
 
     mean: Tensor  # (F,)
     covariance: Tensor  # (F, F)
@@ -41,7 +41,7 @@ class Manifold(NamedTuple):
 def gaussian(features: Tensor) -> Gaussian:
     """Sample mean and unbiased covariance of features (N, F)."""
     x = features.double()
-    return Gaussian(x.mean(0), x.T.cov())
+    return Gaussian(x.mean(0).cpu(), x.T.cov().cpu())
 
 
 def frechet_distance(real: Gaussian, fake: Gaussian) -> float:
@@ -59,12 +59,15 @@ def frechet_distance(real: Gaussian, fake: Gaussian) -> float:
     return float(squared + real.covariance.trace() + fake.covariance.trace() - 2 * cross)
 
 
+def in_rows(x: Tensor) -> tuple[Tensor, ...]:
+    """Items (N, ...) in blocks, for pairwise matrices a block of rows at a time."""
+    return torch.split(x, ROWS[x.device.type])
+
+
 def kernel_sum(x: Tensor, y: Tensor) -> float:
     """Sum over all pairs of the cubic kernel (a.b / F + 1)^3 of features (N, F) and (M, F)."""
-    total = 0.0
-    for rows in torch.split(x, ROWS):
-        total += (rows @ y.T).div_(y.shape[1]).add_(1).pow_(3).sum(dtype=torch.float64).item()
-    return total
+    sums = [(rows @ y.T).div_(y.shape[1]).add_(1).pow_(3).sum(dtype=torch.float64) for rows in in_rows(x)]
+    return torch.stack(sums).sum().item()
 
 
 def within_kernel_mean(x: Tensor) -> float:
@@ -91,7 +94,7 @@ def neighbour_radii(features: Tensor, k: int = NEIGHBOURS) -> Tensor:
     """
     if len(features) <= k:
         raise ValueError(f"{len(features)} images; the {k}-th nearest neighbour needs at least {k + 1}")
-    nearest = [torch.cdist(rows, features).topk(k + 1, largest=False).values for rows in torch.split(features, ROWS)]
+    nearest = [torch.cdist(rows, features).topk(k + 1, largest=False).values for rows in in_rows(features)]
     return torch.cat(nearest)[:, -1]  # each item's nearest is itself
 
 
@@ -99,7 +102,7 @@ def manifold(real: Tensor, fake: Tensor, real_radii: Tensor, fake_radii: Tensor,
     """Precision, recall, density and coverage of features (N, F) and (M, F), with their `neighbour_radii`."""
     inside_real = torch.zeros(len(fake), device=fake.device)  # (M,) real neighbourhoods around each generated image
     recalled, covered = [], []
-    for rows, radii in zip(torch.split(real, ROWS), torch.split(real_radii, ROWS), strict=True):
+    for rows, radii in zip(in_rows(real), in_rows(real_radii), strict=True):
         distances = torch.cdist(rows, fake)  # (rows, M)
         inside_real += (distances < radii[:, None]).sum(0)
         recalled.append((distances < fake_radii).any(1))

@@ -130,12 +130,14 @@ def run(args: argparse.Namespace) -> None:
     (out / "error.txt").unlink(missing_ok=True)
     announce(first + 1, config.epochs)
     try:
-        train(config, report=report, checkpoint_dir=out, resume_from=resume_from, data_dir=args.data_dir, device=device)
+        rows = train(config, report=report, checkpoint_dir=out, resume_from=resume_from, data_dir=args.data_dir, device=device)
     except FloatingPointError as error:
         (out / "error.txt").write_text(f"{error}\n")  # as Ray does for a trial, so that analysis reads it as failed
         raise
     generator, _, best = checkpoint.load_generator(out)
     picture = save_grid(sample(generator, config.latent_size, GRID), out / "samples" / "best.png")
+    trained, evaluated = (sum(row[name] for row in rows) for name in ("seconds_train", "seconds_eval"))
+    print(f"{len(rows)} epochs: {cli.duration(trained)} of training, {cli.duration(evaluated)} of evaluation")
     print(f"best epoch {best}; samples: {picture}; checkpoint: {out / checkpoint.NAME}")
 
 

@@ -13,6 +13,7 @@ import argparse
 import datetime
 import functools
 import hashlib
+import itertools
 import json
 import platform
 import struct
@@ -22,6 +23,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
+from torch.nn.utils.fusion import fuse_conv_bn_eval
 
 from dcgan import cli
 from dcgan.data import Source, Split, load_split, to_unit_range
@@ -40,8 +42,9 @@ class Yardstick(nn.Module):
 
     def __init__(self) -> None:
         super().__init__()
+        pool = nn.MaxPool2d(2)
         self.features = nn.Sequential(
-            *_block(1, 32, 5, 2), nn.MaxPool2d(2), *_block(32, 64, 3, 1), nn.MaxPool2d(2),
+            *_block(1, 32, 5, 2, pool), *_block(32, 64, 3, 1, pool),
             *_block(64, 64, 3, 1), *_block(64, FEATURES, 3, 0), nn.AdaptiveAvgPool2d(1), nn.Flatten(),
         )  # fmt: skip
         self.classify = nn.Linear(FEATURES, 10)
@@ -58,8 +61,17 @@ class Extracted(NamedTuple):
     probabilities: Tensor  # (N, 10) float32
 
 
-def _block(inputs: int, outputs: int, kernel: int, padding: int) -> list[nn.Module]:
-    return [nn.Conv2d(inputs, outputs, kernel, padding=padding, bias=False), nn.BatchNorm2d(outputs), nn.ReLU()]
+def _block(inputs: int, outputs: int, kernel: int, padding: int, *pool: nn.Module) -> list[nn.Module]:
+    # a maximum of rectified values is the rectified maximum, a quarter of the work
+    conv = nn.Conv2d(inputs, outputs, kernel, padding=padding, bias=False)
+    return [conv, nn.BatchNorm2d(outputs), *pool, nn.ReLU(inplace=True)]
+
+
+def fold(features: nn.Sequential) -> None:
+    """Folds each batch norm, as it is in evaluation mode, into the convolution before it: a pass over each map less."""
+    for i, (conv, norm) in enumerate(itertools.pairwise(list(features))):
+        if isinstance(conv, nn.Conv2d) and isinstance(norm, nn.BatchNorm2d):
+            features[i], features[i + 1] = fuse_conv_bn_eval(conv, norm), nn.Identity()
 
 
 def batch_size(device: torch.device) -> int:
@@ -94,7 +106,9 @@ def load_yardstick(device: torch.device) -> Yardstick:
         raise OSError(f"{PATH} is damaged or truncated (its sha256 is wrong); install the package again")
     yardstick = Yardstick()
     yardstick.load_state_dict(unpack(content))
-    return yardstick.eval().requires_grad_(False).to(device, memory_format=torch.channels_last)  # type: ignore[call-overload,no-any-return]
+    yardstick.eval().requires_grad_(False)
+    fold(yardstick.features)
+    return yardstick.to(device, memory_format=torch.channels_last)  # type: ignore[call-overload,no-any-return]
 
 
 # The safetensors format, since dcgan must run where only PyTorch is installed: 8 bytes of header length, a JSON header
