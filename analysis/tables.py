@@ -1,6 +1,7 @@
 """Comparison tables. `python -m analysis.tables RUN` prints one and writes it as CSV and Markdown."""
 
 import argparse
+import textwrap
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -116,6 +117,8 @@ def write(folder: Path) -> tuple[pd.DataFrame, str]:
     table.to_csv(folder / "table.csv", index=False)
     (folder / "table.md").write_text(f"{text.to_markdown(index=False, disable_numparse=True)}\n\n{conditions(frame)}\n")
     narrow = text.drop(columns=["epochs", *(name for name in WIDE if name not in names)])
+    if "error" in narrow:
+        narrow["error"] = [textwrap.shorten(error, 60, placeholder=" …") for error in narrow["error"]]
     narrow["best_epoch"] += (" of " + text["epochs"]).where(text["best_epoch"] != "", "")
     return table, f"{narrow.to_markdown(index=False, tablefmt='simple', disable_numparse=True)}\n\n{conditions(frame)}"
 

@@ -1,6 +1,6 @@
 """What every command line of the project shares: one-line errors, exit codes and wording of durations.
 
-Exit codes: 0 done, 1 the run itself failed (training diverged), 2 the input is wrong, 130 interrupted.
+Exit codes: 0 done, 1 the run itself failed (training diverged, or ran out of memory), 2 the input is wrong, 130 interrupted.
 """
 
 import argparse
@@ -32,12 +32,12 @@ def add_data_dir(parser: argparse._ActionsContainer) -> None:
 
 @contextlib.contextmanager
 def one_line_errors(parser: argparse.ArgumentParser) -> Iterator[None]:
-    """Turns errors that a user can cause (ValueError, OSError) and diverged training into one line and an exit code."""
+    """Turns errors that a user can cause (ValueError, OSError) and failed training into one line and an exit code."""
     try:
         yield
     except (ValueError, OSError) as error:
         fail(parser, error)
-    except FloatingPointError as error:
+    except (FloatingPointError, MemoryError) as error:
         fail(parser, error, code=1)
 
 

@@ -98,6 +98,7 @@ def train(
             or of another config.
         OSError: data or checkpoint are missing or damaged.
         FloatingPointError: a loss, an image or a metric became non-finite; earlier rows are reported and kept.
+        MemoryError: the device has too little memory; so are they.
     """
     device = device or precision.default_device()
     precision.set_up(config.precision, device)
@@ -108,7 +109,8 @@ def train(
             f"batch_size is {config.batch_size}; the training split of {config.dataset} holds {len(images)} images"
         )
     reference = load_reference(data, "validation")
-    states = new_states(config, device)
+    with memory.explained(config, device):
+        states = new_states(config, device)
     history: list[Row] = []
     best: dict[str, Any] = {}
     if resume_from is not None:
@@ -119,11 +121,12 @@ def train(
     for epoch in range(len(history) + 1, config.epochs + 1):
         memory.reset_peak(device)
         start = time.perf_counter()
-        means = [row for state, update in zip(states, updates, strict=True) for row in train_epoch(state, images, update)]
-        trained = time.perf_counter()
-        peak_memory = max(peak_memory, memory.peak_bytes(device))  # a replayed graph's memory counts as it is captured only
-        generators = [generator for state in states for generator in state.judged()]
-        results = judge(generators, means, config, reference, epoch)
+        with memory.explained(config, device):
+            means = [row for state, update in zip(states, updates, strict=True) for row in train_epoch(state, images, update)]
+            trained = time.perf_counter()
+            peak_memory = max(peak_memory, memory.peak_bytes(device))  # a graph's memory counts only as it is captured
+            generators = [generator for state in states for generator in state.judged()]
+            results = judge(generators, means, config, reference, epoch)
         evaluated = time.perf_counter()
 
         per_epoch = len(images) // config.batch_size * config.batch_size

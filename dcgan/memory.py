@@ -4,10 +4,14 @@ import contextlib
 import re
 import resource
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 
 import torch
 
+from dcgan.config import TrainConfig
+
+CUDA_CONTEXT_BYTES = 600 * 2**20  # what a process takes of a GPU beside its tensors, about
 PROC = Path("/proc/self")
 
 
@@ -28,3 +32,39 @@ def peak_bytes(device: torch.device) -> int:
         return int(peak[1]) * 1024
     unit = 1 if sys.platform == "darwin" else 1024  # macOS counts bytes, the others kilobytes
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit
+
+
+def process_bytes(device: torch.device) -> int:
+    """Peak of what this process takes of the device's memory, or of the machine's on a CPU."""
+    if device.type == "cuda":
+        return torch.cuda.max_memory_reserved(device) + CUDA_CONTEXT_BYTES
+    return peak_bytes(device)
+
+
+def limit(share: float) -> None:
+    """Keeps this process to a share of its GPU, so that one that takes too much fails alone and not its neighbours."""
+    total = torch.cuda.get_device_properties(torch.cuda.current_device()).total_memory
+    torch.cuda.set_per_process_memory_fraction(max(share / 2, share - CUDA_CONTEXT_BYTES / total))
+
+
+@contextlib.contextmanager
+def explained(config: TrainConfig, device: torch.device) -> Iterator[None]:
+    """Turns running out of memory into an error that says what to change.
+
+    Raises:
+        MemoryError: it did.
+    """
+    try:
+        yield
+    except RuntimeError as error:
+        if not isinstance(error, torch.OutOfMemoryError) and "DefaultCPUAllocator" not in str(error):
+            raise
+        where = torch.cuda.get_device_name(device) if device.type == "cuda" else device.type
+        asked = re.search(r"[Tt]ried to allocate [\d.]+ \w+", str(error))
+        tried = f"; it {asked[0].lower()}" if asked else ""
+        seeds = f" and {config.replicas} replicas" if config.replicas > 1 else ""
+        raise MemoryError(
+            f"out of memory on {where} with batch_size {config.batch_size}, generator_width {config.generator_width}, "
+            f"discriminator_width {config.discriminator_width}{seeds}: make one of them smaller, or, in a search, give each "
+            f"trial more of a GPU (--gpus-per-trial, or auto to have it measured){tried}"
+        ) from error

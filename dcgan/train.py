@@ -131,7 +131,7 @@ def run(args: argparse.Namespace) -> None:
     announce(first + 1, config.epochs)
     try:
         rows = train(config, report=report, checkpoint_dir=out, resume_from=resume_from, data_dir=args.data_dir, device=device)
-    except FloatingPointError as error:
+    except (FloatingPointError, MemoryError) as error:
         (out / "error.txt").write_text(f"{error}\n")  # as Ray does for a trial, so that analysis reads it as failed
         raise
     generator, _, best = checkpoint.load_generator(out)

@@ -20,6 +20,7 @@ from dcgan.cli import duration
 from dcgan.config import TrainConfig
 from dcgan.data import Source, load_split, source
 from dcgan.evaluate import device_name, evaluate, load_reference, protocol
+from dcgan.graph import WARM_UP
 from dcgan.loop import make_update, new_state, train_epoch
 from dcgan.schema import COLUMNS, METRIC
 from tune.searches import OBJECTIVES, SEARCHES, Point, Search
@@ -153,7 +154,7 @@ def _choices(distribution: BaseDistribution | None) -> list[Any]:
 def seconds_per_epoch(plan: Plan, device: torch.device, samples: int = 4) -> float:
     """Measured time of one epoch with its evaluation on this machine, mean over a few random configs of the space.
 
-    The first is evaluated once; each trains two small batches, after one to warm up.
+    The first is evaluated once; each trains a few small batches, after some to warm up.
     """
     threads_before = torch.get_num_threads()
     torch.set_num_threads(plan.cpus)
@@ -173,11 +174,12 @@ def _one_epoch(config: TrainConfig, data: Source) -> float:
     small = dataclasses.replace(config, batch_size=min(64, config.batch_size))
     images = load_split(data, "train").images
     state = new_state(small, data.device)
-    update = make_update(state, images, graphed=False)
-    train_epoch(state, images[: small.batch_size], update)
+    update = make_update(state, images)
+    warm, timed = (2 * WARM_UP, 50) if images.is_cuda else (1, 2)  # batches: a GPU captures its graph first
+    train_epoch(state, images[: warm * small.batch_size], update)
     start = time.perf_counter()
-    train_epoch(state, images[: 2 * small.batch_size], update)
-    return (time.perf_counter() - start) * len(images) / (2 * small.batch_size)
+    train_epoch(state, images[: timed * small.batch_size], update)
+    return (time.perf_counter() - start) * len(images) / (timed * small.batch_size)
 
 
 def describe(plan: Plan, chosen: str, cost: float | None) -> str:

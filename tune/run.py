@@ -1,6 +1,7 @@
 """`python -m tune.run`: one command from a question to a table."""
 
 import argparse
+import contextlib
 import dataclasses
 import datetime
 import json
@@ -33,6 +34,7 @@ from tune.plan import (
     record,
     resources,
     seconds_per_epoch,
+    usable_cpus,
 )
 from tune.searches import DEMO, OBJECTIVES, PRESETS, REPORT, SEARCHES, Point, Search, make_search
 
@@ -72,7 +74,10 @@ def make_parser() -> cli.Parser:
     add("--points-from", type=Path, metavar="RUN", help="begin with the best settings of an earlier search's folder")
     add("--set", action="append", default=[], metavar="KEY=VALUE", help="fix a setting: ema_decay=0.999; repeatable")
     add("--max-concurrent", type=int, metavar="N", help="trials at a time (default: all that fit; 1 repeats exactly)")
-    add("--gpus-per-trial", type=float, default=0.25, metavar="X", help="GPU share of a trial, if any (default: 0.25)")
+    add(
+        "--gpus-per-trial", default="0.25", metavar="X",
+        help="GPU share of a trial, if there is one; auto measures how many of the largest fit and pay (default: 0.25)",
+    )  # fmt: skip
     add("--seed", type=int, default=0, help="seed of the sampler and of every trial (default: 0)")
     add("--confirm", type=int, metavar="K", help="train the best K again on fresh seeds, after; 0: not (default: the preset's)")
     add("--confirm-seeds", type=int, metavar="N", help="fresh seeds of each (default: the preset's)")
@@ -96,8 +101,6 @@ def read_plan(args: argparse.Namespace, device: torch.device, points: list[Point
             raise ValueError(f"--{flag.replace('_', '-')} is {value}; allowed is at least 1")
     if args.confirm is not None and args.confirm < 0:
         raise ValueError(f"--confirm is {args.confirm}; allowed is at least 0")
-    if not 0 < args.gpus_per_trial <= 1:
-        raise ValueError(f"--gpus-per-trial is {args.gpus_per_trial}; allowed is above 0, up to 1 (a trial uses one GPU)")
     preset = PRESETS[args.preset]
     preset = dataclasses.replace(preset, width=args.width or preset.width)
     settings = parse_settings(args.set)
@@ -116,7 +119,9 @@ def read_plan(args: argparse.Namespace, device: torch.device, points: list[Point
     check_search(search, scheduler, objectives, args.confirm)
     if grace_period > search.base.epochs:
         raise ValueError(f"--grace-period is {grace_period}; allowed is up to the {search.base.epochs} epochs of a trial")
-    slots, cpus, gpus = resources(args.gpus_per_trial, args.max_concurrent)
+    data_dir = (args.data_dir or default_data_dir()).expanduser().absolute()  # workers run in other folders
+    share = gpu_share(args, search, data_dir, device)
+    slots, cpus, gpus = resources(share, args.max_concurrent)
     name = args.name or f"{search.name}-{datetime.datetime.now():%Y%m%d-%H%M%S}"
     check_name("--name", name)
     return Plan(
@@ -128,7 +133,7 @@ def read_plan(args: argparse.Namespace, device: torch.device, points: list[Point
         num_trials=num_trials,
         grace_period=grace_period,
         seed=args.seed,
-        data_dir=(args.data_dir or default_data_dir()).expanduser().absolute(),  # workers run in other folders
+        data_dir=data_dir,
         folder=args.storage.expanduser().absolute() / name,
         slots=min(slots, num_trials),
         cpus=cpus,
@@ -136,6 +141,23 @@ def read_plan(args: argparse.Namespace, device: torch.device, points: list[Point
         confirm=0 if scheduler == "pbt" else preset.confirm if args.confirm is None else args.confirm,
         confirm_seeds=args.confirm_seeds or preset.confirm_seeds,
     )
+
+
+def gpu_share(args: argparse.Namespace, search: Search, data_dir: Path, device: torch.device) -> float:
+    """The share of a GPU that each trial gets; measured if that was asked for, and kept for resuming.
+
+    Raises:
+        ValueError: it is no share.
+    """
+    if args.gpus_per_trial == "auto" and device.type == "cuda":
+        from tune.packing import measured_share
+
+        args.gpus_per_trial = measured_share(search, data_dir, device, usable_cpus())
+    with contextlib.suppress(ValueError):
+        share = 1.0 if args.gpus_per_trial == "auto" else float(args.gpus_per_trial)  # without a GPU it means nothing
+        if 0 < share <= 1:
+            return share
+    raise ValueError(f"--gpus-per-trial is {args.gpus_per_trial}; allowed is above 0, up to 1 (a trial uses one GPU), or auto")
 
 
 def check_search(search: Search, scheduler: str, objectives: tuple[str, ...], confirm: int | None) -> None:

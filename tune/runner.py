@@ -133,6 +133,7 @@ def tuner(plan: Plan, searcher: StudySearch, faults: "Faults") -> ray_tune.Tuner
         folder=plan.folder,
         data_dir=plan.data_dir,
         cpus=plan.cpus,
+        gpus=plan.gpus,
         patience=plan.patience,
         pbt=plan.scheduler == "pbt",
     )

@@ -12,7 +12,7 @@ from typing import Any
 import torch
 from ray import tune as ray_tune
 
-from dcgan import checkpoint
+from dcgan import checkpoint, memory
 from dcgan.config import TrainConfig
 from dcgan.loop import RATES, train
 from dcgan.schema import METRIC, Row
@@ -20,16 +20,20 @@ from dcgan.schema import METRIC, Row
 ERROR = "error.txt"
 
 
-def trainable(params: dict[str, Any], *, folder: Path, data_dir: Path | None, cpus: int, patience: int, pbt: bool) -> None:
+def trainable(
+    params: dict[str, Any], *, folder: Path, data_dir: Path | None, cpus: int, gpus: float, patience: int, pbt: bool
+) -> None:
     """Trains the config that Ray hands over in the trial's folder, from its checkpoint if there is one.
 
     Rows of earlier sessions are reported again, since the driver may have been killed before it saw the last.
 
     Raises:
-        FloatingPointError: the trial diverged or collapsed, now or before. Ray tries failed trials again, for the sake
-            of killed workers; this would only come again.
+        FloatingPointError, MemoryError: the trial diverged or collapsed, or ran out of memory, now or before. Ray tries
+            failed trials again, for the sake of killed workers; this would only come again.
     """
     torch.set_num_threads(cpus)
+    if 0 < gpus < 1:
+        memory.limit(gpus)
     trial = folder / ray_tune.get_context().get_trial_name()
     trial.mkdir(parents=True, exist_ok=True)
     error_file = trial / ERROR
@@ -57,7 +61,7 @@ def trainable(params: dict[str, Any], *, folder: Path, data_dir: Path | None, cp
         check_collapse(rows, patience)
         resume_from = trial if rows else None
         train(config, report=finish_epoch, checkpoint_dir=trial, resume_from=resume_from, data_dir=data_dir, new_rates=pbt)
-    except FloatingPointError as error:
+    except (FloatingPointError, MemoryError) as error:
         checkpoint.replace(error_file, f"{error}\n".encode())
         raise
 

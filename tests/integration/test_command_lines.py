@@ -72,7 +72,7 @@ def no_network(monkeypatch: pytest.MonkeyPatch) -> None:
         (["--search", "hparams", "--num-trials", "13", "--sampler", "grid"], "the grid of hparams has 12 settings"),
         (["--search", "hparams", "--epochs", "0"], "--epochs is 0; allowed is at least 1"),
         (["--search", "hparams", "--seed", "-1"], "seed is -1; allowed is"),
-        (["--search", "hparams", "--gpus-per-trial", "0"], "--gpus-per-trial is 0.0; allowed is above 0, up to 1"),
+        (["--search", "hparams", "--gpus-per-trial", "0"], "--gpus-per-trial is 0; allowed is above 0, up to 1"),
         (["--search", "hparams", "--name", "a/b"], "--name is 'a/b'; allowed is one folder name"),
         (["--search", "hparams", "--name", ".."], "--name is '..'; allowed is one folder name"),
         (["--search", "hparams", "--set", "seed=5"], "--set seed=5: use --seed instead"),

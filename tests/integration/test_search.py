@@ -110,6 +110,22 @@ def test_a_trial_that_diverges_shows_as_failed_and_the_others_go_on(tmp_path: Pa
     assert re.search(r"trial_\w+ +failed .*1e\+30.*diverged", done.stdout)
 
 
+def test_a_trial_that_runs_out_of_memory_says_what_to_change(tmp_path: Path) -> None:
+    """A map of 8000 x 1024 x 32 x 32 floats, 34 GB, is more than this machine has, or it takes a while to find out."""
+    settings = {"image_size": 64, "batch_size": 8000, "discriminator_width": 1024}
+    settings |= dict.fromkeys(("generator_depth", "discriminator_depth", "generator_width"), 1)
+    fixed = [word for name, value in settings.items() for word in ("--set", f"{name}={value}")]
+    arguments = ["--search", "baseline", "--epochs", "1", "--preset", "demo", *fixed, "--storage", str(tmp_path), "--name", "s"]
+    code, output = run(arguments, tmp_path / "home")
+    assert code == 1, output
+    text = (tmp_path / "s" / "trial_0000" / "error.txt").read_text()
+    assert re.match(
+        r"out of memory on cpu with batch_size 8000, .*: make one of them smaller.*tried to allocate \d+ bytes$", text
+    )
+    assert f"trial_0000 failed: {text}" in output
+    assert "Traceback" not in output
+
+
 @pytest.mark.parametrize("how", ["Ctrl-C", "SIGTERM"])
 def test_an_interrupted_search_stops_cleanly_and_is_resumed_by_the_printed_command(how: str, tmp_path: Path) -> None:
     arguments = ["--search", "hparams", "--num-trials", "3", "--epochs", "4", *QUICK, "--storage", str(tmp_path), "--name", "i"]

@@ -305,7 +305,7 @@ REFUSED: list[tuple[str, str, str]] = [
     ("hparams", "--confirm -1", "--confirm is -1; allowed is at least 0"),
     *(
         ("hparams", f"--gpus-per-trial {value}",
-         f"--gpus-per-trial is {value}; allowed is above 0, up to 1 (a trial uses one GPU)")
+         f"--gpus-per-trial is {value}; allowed is above 0, up to 1 (a trial uses one GPU), or auto")
         for value in ("0.0", "-0.5", "1.5", "nan", "inf")
     ),
     ("hparams", "--grace-period 10", "--grace-period is 10; allowed is up to the 9 epochs of a trial"),

@@ -1,0 +1,124 @@
+"""How many trials share a GPU: measured with the largest config of a search, not guessed.
+
+Real processes train it side by side, as workers will: 1, 2, 4 and so on, until one more doubling trains hardly more images
+a second, or does not fit.
+"""
+
+import multiprocessing
+import threading
+import time
+from concurrent.futures import ProcessPoolExecutor
+from functools import partial
+from pathlib import Path
+from typing import NamedTuple
+
+import torch
+
+from dcgan import memory
+from dcgan.config import TrainConfig
+from dcgan.data import load_split, source
+from dcgan.loop import make_update, new_states, train_epoch
+from tune.searches import Search
+
+GAIN = 1.05  # a doubling must train so many times the images
+USABLE = 0.9  # of a device's memory; the rest is for the driver, and for what the libraries take late
+WARM_UP, BATCHES, SECONDS = 5, 8, 2.0  # batches before and at a time, and length of a measurement
+
+
+class Packed(NamedTuple):
+    """What so many processes did side by side."""
+
+    processes: int
+    images_per_second: float
+    """Of all."""
+    bytes: int
+    """Device memory of one, with its CUDA context."""
+
+
+def largest(search: Search) -> TrainConfig:
+    """The config of a search that takes the most memory: the largest choice of each size, float32, Adam."""
+    choices = {name: getattr(axis, "choices", ()) for name, axis in search.axes.items()}
+    sizes = {name: max(values) for name, values in choices.items() if values and all(isinstance(v, int) for v in values)}
+    return TrainConfig.from_dict(search.complete(search.baseline() | sizes))
+
+
+def measured_share(search: Search, data_dir: Path | None, device: torch.device, cpus: int) -> float:
+    """The share of a GPU for each trial of a search, measured and printed.
+
+    Raises:
+        MemoryError: not even one trial fits.
+    """
+    config, total = largest(search), torch.cuda.mem_get_info(device)[0]
+    found = probe(config, data_dir, device, cpus, total)
+    speeds = ", ".join(f"{one.processes}: {one.images_per_second:,.0f}" for one in found)
+    processes = choose(found)
+    print(f"packing  images/s of so many of the largest trials side by side: {speeds}; each takes "
+          f"{found[0].bytes / 2**30:.1f} of {total / 2**30:.0f} GiB: {processes} on a GPU")  # fmt: skip
+    return 1 / processes
+
+
+def probe(config: TrainConfig, data_dir: Path | None, device: torch.device, most: int, total_bytes: int) -> list[Packed]:
+    """Measures 1, 2, 4 and so on up to `most` processes, as long as it pays and fits.
+
+    Raises:
+        MemoryError: not even one fits.
+    """
+    found = [measure(config, data_dir, device, 1)]
+    while (processes := 2 * found[-1].processes) <= most and processes * found[-1].bytes <= USABLE * total_bytes:
+        try:
+            found.append(measure(config, data_dir, device, processes))
+        except MemoryError:
+            break
+        if found[-1].images_per_second < GAIN * found[-2].images_per_second:
+            break
+    return found
+
+
+def choose(found: list[Packed]) -> int:
+    """How many processes to run: doubled as long as it paid."""
+    best = found[0]
+    for one in found[1:]:
+        if one.images_per_second >= GAIN * best.images_per_second:
+            best = one
+    return best.processes
+
+
+def measure(config: TrainConfig, data_dir: Path | None, device: torch.device, processes: int) -> Packed:
+    """Trains the config in so many processes at the same time.
+
+    Raises:
+        MemoryError: they do not fit.
+    """
+    spawn = multiprocessing.get_context("spawn")
+    with spawn.Manager() as manager, ProcessPoolExecutor(processes, spawn) as pool:
+        barrier = manager.Barrier(processes)
+        runs = [pool.submit(worker, config, data_dir, device, barrier) for _ in range(processes)]
+        errors = [error for run in runs if (error := run.exception())]
+        for error in sorted(errors, key=lambda error: isinstance(error, threading.BrokenBarrierError)):
+            raise error  # the cause, not what it broke
+        speeds, sizes = zip(*(run.result() for run in runs), strict=True)
+    return Packed(processes, sum(speeds), max(sizes))
+
+
+def worker(config: TrainConfig, data_dir: Path | None, device: torch.device, barrier: threading.Barrier) -> tuple[float, int]:
+    """Images a second of this process while all train, and its memory."""
+    try:
+        torch.set_num_threads(1)
+        images = load_split(source(config, data_dir, device), "train").images
+        with memory.explained(config, device):
+            states = new_states(config, device)
+            trains = [partial(train_epoch, state, update=make_update(state, images)) for state in states]
+            for train in trains:
+                train(images=images[: WARM_UP * config.batch_size])
+        barrier.wait()
+        trained, start = 0, time.perf_counter()
+        while time.perf_counter() - start < SECONDS:
+            for train in trains:
+                train(images=images[: BATCHES * config.batch_size])
+            trained += BATCHES * config.batch_size * config.replicas
+        speed = trained / (time.perf_counter() - start)
+        barrier.wait()
+        return speed, memory.process_bytes(device)
+    except BaseException:
+        barrier.abort()  # or the others would wait for ever
+        raise
