@@ -1,9 +1,11 @@
 """What a search is going to do, settled before anything starts: space, rungs, resources, place and cost."""
 
 import dataclasses
+import math
 import os
 import platform
 import shlex
+import sys
 import tempfile
 import time
 from dataclasses import dataclass
@@ -53,7 +55,7 @@ class Plan:
     folder: Path
     """Where everything is written: storage path and name."""
     slots: int
-    """Trials that train at the same time."""
+    """Trials that can train at the same time."""
     cpus: int
     """CPU threads of a trial."""
     gpus: float
@@ -65,6 +67,11 @@ class Plan:
     @property
     def epochs(self) -> int:
         return self.search.base.epochs
+
+    @property
+    def concurrent(self) -> int:
+        """Trials that do train at the same time."""
+        return min(self.slots, self.num_trials)
 
     @property
     def patience(self) -> int:
@@ -109,12 +116,15 @@ def default_grace_period(epochs: int) -> int:
 def resources(gpus_per_trial: float, max_concurrent: int | None) -> tuple[int, int, float]:
     """Slots, CPUs and GPU share of a trial: as many trials at once as fit on this machine.
 
+    `gpus_per_trial` is the least share; with fewer trials than would fit they are spread over GPUs and take more each.
     Without a GPU each trial takes one CPU: two one-thread trials train more images a second than one of two threads.
     """
-    slots, gpus = usable_cpus(), 0.0
+    slots, gpus = min(usable_cpus(), max_concurrent or sys.maxsize), 0.0
     if torch.cuda.is_available():
-        slots, gpus = min(slots, torch.cuda.device_count() * int(1 / gpus_per_trial)), gpus_per_trial
-    return min(slots, max_concurrent or slots), 1, gpus
+        devices = torch.cuda.device_count()
+        slots = min(slots, devices * int(1 / gpus_per_trial))
+        gpus = 1 / math.ceil(slots / devices)  # Ray fills one GPU before the next; so each has as many trials
+    return slots, 1, gpus
 
 
 def usable_cpus() -> int:
@@ -187,6 +197,7 @@ def describe(plan: Plan, chosen: str, cost: float | None) -> str:
     search, base = plan.search, plan.search.base
     doc = " ".join((SEARCHES[search.name].__doc__ or "").split())
     epochs = plan.num_trials * plan.expected_epochs()
+    seconds = epochs * (cost or 0) / plan.concurrent
     gpus = f" and {plan.gpus:g} GPU" if plan.gpus else ""
     seeds = f", each on {base.replicas} seeds" if base.replicas > 1 else ""
     first = "the report's grid" if plan.sampler == "grid" else f"{plan.sampler}, the first at the baseline"
@@ -203,11 +214,14 @@ def describe(plan: Plan, chosen: str, cost: float | None) -> str:
         *(("space" if i == 0 else "", line) for i, line in enumerate(space or ["a single setting"])),
         (
             "trials",
-            f"{plan.num_trials} by {first}; seed {plan.seed}{seeds}; {plan.slots} at a time, {plan.cpus} CPU{gpus} each",
+            f"{plan.num_trials} by {first}; seed {plan.seed}{seeds}; {plan.concurrent} at a time, {plan.cpus} CPU{gpus} each",
         ),
         ("rungs", describe_scheduler(plan)),
         ("metric", metric if len(plan.objectives) == 1 else f"Pareto set of {', '.join(plan.objectives)}, on validation"),
-        ("cost", f"about {epochs:.0f} epochs at {cost:.1f} s: about {duration(epochs * cost / plan.slots)}" if cost else ""),
+        (
+            "cost",
+            f"about {epochs:.0f} epochs at {cost:.1f} s: about {duration(epochs * cost / plan.concurrent)}" if cost else "",
+        ),
         ("confirm", describe_confirm(plan, cost) if plan.confirm else ""),
         ("results", str(plan.folder)),
     ]
@@ -217,8 +231,9 @@ def describe(plan: Plan, chosen: str, cost: float | None) -> str:
 def describe_confirm(plan: Plan, cost: float | None) -> str:
     """The confirm stage as a person reads it."""
     text = f"the best {plan.confirm} and the baseline on {plan.confirm_seeds} fresh seeds, judged on test"
-    epochs = (plan.confirm + 1) * plan.confirm_seeds * plan.epochs
-    return text + (f": about {duration(epochs * cost / plan.search.base.replicas / plan.slots)} more" if cost else "")
+    runs = (plan.confirm + 1) * plan.confirm_seeds
+    seconds = runs * plan.epochs * (cost or 0) / plan.search.base.replicas / min(plan.slots, runs)
+    return text + (f": about {duration(seconds)} more" if cost else "")
 
 
 def describe_scheduler(plan: Plan) -> str:

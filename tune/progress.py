@@ -93,7 +93,7 @@ class Progress(ray_tune.Callback):
         # a trial already past the typical length is likely a survivor, which trains to the end
         left = sum(typical - epoch if epoch < typical else self.plan.epochs - epoch for epoch in running)
         left += typical * (self.total - len(self.ended) - len(running))
-        return float(left * self.seconds / self.epochs / self.plan.slots)
+        return float(left * self.seconds / self.epochs / self.plan.concurrent)
 
     def _status(self) -> None:
         if sys.stdout.isatty():

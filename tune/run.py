@@ -135,7 +135,7 @@ def read_plan(args: argparse.Namespace, device: torch.device, points: list[Point
         seed=args.seed,
         data_dir=data_dir,
         folder=args.storage.expanduser().absolute() / name,
-        slots=min(slots, num_trials),
+        slots=slots,
         cpus=cpus,
         gpus=gpus,
         confirm=0 if scheduler == "pbt" else preset.confirm if args.confirm is None else args.confirm,

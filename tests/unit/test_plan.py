@@ -132,9 +132,11 @@ def test_samplers_repeat_under_a_seed_and_differ_between_seeds_and_numbers(tmp_p
         (1, 0.5, None, (2, 1, 0.5)),
         (2, 0.5, None, (4, 1, 0.5)),
         (2, 1.0, None, (2, 1, 1.0)),
-        (1, 0.4, None, (2, 1, 0.4)),
-        (8, 0.25, None, (4, 1, 0.25)),  # four CPUs feed no more than four trials
-        (1, 0.25, 2, (2, 1, 0.25)),
+        (1, 0.4, None, (2, 1, 0.5)),
+        (2, 0.25, None, (4, 1, 0.5)),  # two on each
+        (2, 0.25, 3, (3, 1, 0.5)),
+        (8, 0.25, None, (4, 1, 1.0)),  # four CPUs feed no more than four trials
+        (1, 0.25, 2, (2, 1, 0.5)),
     ],
 )
 def test_resources(
@@ -272,7 +274,7 @@ def test_every_search_can_be_planned_by_its_defaults(
         ("--confirm 0", {"confirm": 0}),
         ("--confirm 4 --confirm-seeds 7", {"confirm": 4, "confirm_seeds": 7}),
         ("--scheduler pbt", {"confirm": 0, "grace_period": 2, "rungs": []}),
-        ("--num-trials 1", {"num_trials": 1, "slots": 1}),
+        ("--num-trials 1", {"num_trials": 1, "concurrent": 1}),
         ("--max-concurrent 1", {"slots": 1}),
         ("--seed 7", {"seed": 7}),
         ("--data-dir /data", {"data_dir": Path("/data")}),
