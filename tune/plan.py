@@ -220,7 +220,7 @@ def describe(plan: Plan, chosen: str, cost: float | None) -> str:
         ("metric", metric if len(plan.objectives) == 1 else f"Pareto set of {', '.join(plan.objectives)}, on validation"),
         (
             "cost",
-            f"about {epochs:.0f} epochs at {cost:.1f} s: about {duration(epochs * cost / plan.concurrent)}" if cost else "",
+            f"about {epochs:.0f} epochs at {cost:.1f} s: about {duration(seconds)}" if cost else "",
         ),
         ("confirm", describe_confirm(plan, cost) if plan.confirm else ""),
         ("results", str(plan.folder)),
