@@ -10,6 +10,7 @@ import dataclasses
 import datetime
 import itertools
 import json
+import math
 import multiprocessing
 import os
 import platform
@@ -176,6 +177,8 @@ def compare(config: TrainConfig, replicas: list[int], args: argparse.Namespace, 
     """Times the plain loop and ours at each number of replicas, a chunk in turn; one row for each number."""
     torch.set_num_threads(args.threads)
     precision.set_up(config.precision, device)
+    if config.batch_size > (there := len(load_split(source(config, args.data_dir, device), "train").images)):
+        raise ValueError(f"batch_size is {config.batch_size}; the training split of {config.dataset} holds {there} images")
     configs = [dataclasses.replace(config, replicas=r) for r in replicas]
     runners = [start(plain, config, args, device), *(start(ours, c, args, device) for c in configs)]
     for _ in range(args.repeats):
@@ -198,23 +201,28 @@ def compare(config: TrainConfig, replicas: list[int], args: argparse.Namespace, 
     return rows
 
 
+COLUMNS = {
+    "precision": 10, "width": 5, "batch": 6, "R": 4, "images/s, ours": 34, "plain": 11, "ratio": 25, "floor": 7,
+    "MB": 8, "plain MB": 10,
+}  # fmt: skip
+"""Columns of the table and their widths."""
+
+
 def line(row: dict[str, Any]) -> str:
     """A row as a person reads it."""
-    low, high = row["spread"]
-    r_low, r_high = row["ratio_spread"]
-    return (
-        f"{row['precision']:<10}{row['width']:>5}{row['batch']:>6}{row['replicas']:>3}"
-        f"{row['images_per_second']:>11,.0f} [{low:,.0f}, {high:,.0f}]".ljust(50)
-        + f"{row['plain_images_per_second']:>8,.0f}{row['ratio']:>8.2f} [{r_low:.2f}, {r_high:.2f}]".ljust(32)
-        + f"{row['of_floor']:>6.0%}{row['peak_memory_bytes'] / 1e6:>8,.0f}{row['plain_peak_memory_bytes'] / 1e6:>7,.0f}"
-    )
+    speeds, ratios = row["spread"], row["ratio_spread"]
+    return in_columns(
+        row["precision"], row["width"], row["batch"], row["replicas"],
+        f"{row['images_per_second']:,.0f} [{speeds[0]:,.0f}, {speeds[1]:,.0f}]", f"{row['plain_images_per_second']:,.0f}",
+        f"{row['ratio']:.2f} [{ratios[0]:.2f}, {ratios[1]:.2f}]", f"{row['of_floor']:.0%}",
+        f"{row['peak_memory_bytes'] / 1e6:,.0f}", f"{row['plain_peak_memory_bytes'] / 1e6:,.0f}",
+    )  # fmt: skip
 
 
-HEAD = (
-    f"{'precision':<10}{'width':>5}{'batch':>6}{'R':>3}{'images/s, ours':>15}".ljust(50)
-    + f"{'plain':>8}{'ratio':>8}".ljust(32)
-    + f"{'floor':>6}{'MB':>8}{'plain':>7}"
-)
+def in_columns(first: object, *others: object) -> str:
+    """Cells in the table's columns: the first on the left, the others on the right."""
+    left, *widths = COLUMNS.values()
+    return f"{first:<{left}}" + "".join(f"{cell:>{width}}" for cell, width in zip(others, widths, strict=True))
 
 
 def conditions(args: argparse.Namespace, device: torch.device) -> dict[str, Any]:
@@ -255,17 +263,33 @@ def make_parser() -> cli.Parser:
     return parser
 
 
+def check(args: argparse.Namespace) -> None:
+    """Refuses what would end in an error after minutes of measuring.
+
+    Raises:
+        ValueError: a number that is not allowed.
+        OSError: the numbers could not be written.
+    """
+    for name in ("repeats", "threads"):
+        if (value := getattr(args, name)) < 1:
+            raise ValueError(f"--{name} is {value}; allowed is at least 1")
+    if not 0 < args.seconds < math.inf:
+        raise ValueError(f"--seconds is {args.seconds}; allowed is a finite number above 0")
+    if args.json:
+        args.json.touch()
+
+
 def main() -> None:
     parser = make_parser()
     args = parser.parse_args()
     device, rows = precision.default_device(), []
     with cli.one_line_errors(parser):
+        check(args)
         about = conditions(args, device)
         print("\n".join(f"{name:<10}{value}" for name, value in about.items()))
         print("\nMedians over repeats [least, most]. floor: share of the device's ceiling reached (see dcgan.floor).")
-        print(
-            f"MB: peak of a loop above what process and data take (the plain one's workers not counted).\n\n{HEAD}", flush=True
-        )
+        print("MB: peak of a loop above what process and data take (the plain one's workers not counted).\n")
+        print(in_columns(*COLUMNS), flush=True)
         for name, width, batch in itertools.product(args.precisions or precision.usable(device), args.widths, args.batches):
             config = TrainConfig(
                 dataset=args.dataset, precision=name, generator_width=width, discriminator_width=width, batch_size=batch

@@ -16,7 +16,7 @@ import torch
 from torch import Tensor, nn
 from torch.backends.cpu import get_cpu_capability
 
-from dcgan import checkpoint, metrics
+from dcgan import checkpoint, data, metrics, yardstick
 from dcgan.config import TrainConfig
 from dcgan.data import Source, default_data_dir, load_split
 from dcgan.precision import full_float32
@@ -44,13 +44,13 @@ def load_reference(source: Source, split: str) -> Reference:
     real = load_split(source, split).images
     train = load_split(source, "train").images[: len(real)]
     file = default_data_dir() / "references" / f"{reference_key(real, train)}.pt"
-    with contextlib.suppress(FileNotFoundError, ValueError):  # none yet, or a damaged one
+    with contextlib.suppress(OSError, ValueError):  # none yet, or a damaged one
         saved = checkpoint.read(file)
         tensors = {name: saved[name].to(source.device) for name in ("features", "radii")}
         return Reference(**saved | tensors | {"gaussian": metrics.Gaussian(*saved["gaussian"]), "split": split})
-    yardstick = load_yardstick(source.device)
+    net = load_yardstick(source.device)
     with full_float32():
-        features = extract(yardstick, real).features
+        features = extract(net, real).features
         gaussian = metrics.gaussian(features)
         reference = Reference(
             split=split,
@@ -58,7 +58,7 @@ def load_reference(source: Source, split: str) -> Reference:
             gaussian=gaussian,
             within=metrics.within_kernel_mean(features),
             radii=metrics.neighbour_radii(features),
-            fid_real=metrics.frechet_distance(gaussian, metrics.gaussian(extract(yardstick, train).features)),
+            fid_real=metrics.frechet_distance(gaussian, metrics.gaussian(extract(net, train).features)),
         )
     with contextlib.suppress(OSError):  # a home that cannot be written: the next process works it out again
         checkpoint.write(file, reference._asdict() | {"gaussian": tuple(gaussian)})
@@ -70,7 +70,7 @@ def reference_key(real: Tensor, train: Tensor) -> str:
     digest = hashlib.sha256(SHA256.encode())
     for images in (real, train):
         digest.update(images.cpu().numpy().tobytes())
-    for module in (metrics, sys.modules[__name__], sys.modules[extract.__module__]):
+    for module in (data, metrics, yardstick, sys.modules[__name__]):
         digest.update(Path(str(module.__file__)).read_bytes())
     threads = torch.get_num_threads() if real.device.type == "cpu" else 0
     digest.update(f"{torch.__version__} {device_name(real.device)} {get_cpu_capability()} {threads}".encode())

@@ -45,17 +45,22 @@ def work(config: TrainConfig) -> Work:
     noise = torch.randn(N, config.latent_size, generator=torch.Generator().manual_seed(0))
     weights = [w for net in (state.generator, state.discriminator) for w in net.parameters()]
     owned = {w.data_ptr() for w in weights}
-    kept: dict[int, int] = {}
+    kept: dict[int, Tensor] = {}  # held to the end, or another would lie where it lay
 
     def keep(tensor: Tensor) -> Tensor:
         if tensor.data_ptr() not in owned:
-            kept[tensor.data_ptr()] = max(kept.get(tensor.data_ptr(), 0), tensor.nbytes)
+            kept.setdefault(tensor.data_ptr(), tensor)
         return tensor
 
     with FlopCounterMode(display=False) as counter, torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
         update_both(state, images, torch.arange(N)[:, None], noise)
     moments = 2 if config.optimizer == "adam" else 1
-    moved = 2 * (1 + moments) * sum(w.nbytes for w in weights) + images.nbytes + noise.nbytes + 2 * sum(kept.values())
+    moved = (
+        2 * (1 + moments) * sum(w.nbytes for w in weights)
+        + images.nbytes
+        + noise.nbytes
+        + 2 * sum(tensor.nbytes for tensor in kept.values())
+    )
     return Work(config.replicas * counter.get_total_flops(), config.replicas * moved)
 
 

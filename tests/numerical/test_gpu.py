@@ -1,16 +1,28 @@
 """What only a CUDA GPU can show. Run `pytest -m gpu` on a machine that has PyTorch and nothing else of the project's."""
 
+import contextlib
 import dataclasses
+import gc
+import json
+import math
+import re
+import subprocess
+import sys
+from collections.abc import Iterator, Mapping
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
+from torch import Tensor
 
 from dcgan import checkpoint, precision
 from dcgan.config import PRECISIONS, TrainConfig
-from dcgan.data import Source, load_split
-from dcgan.evaluate import load_reference, score
-from dcgan.loop import new_state, train, train_epoch
+from dcgan.data import Source, load_split, source
+from dcgan.evaluate import evaluate, load_reference, score
+from dcgan.graph import WARM_UP, Graphed
+from dcgan.loop import State, make_update, new_state, new_states, train, train_epoch
+from dcgan.models import Generator, build, part
 from dcgan.schema import Row
 
 pytestmark = [
@@ -18,13 +30,65 @@ pytestmark = [
     pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA GPU"),
 ]
 CPU, CUDA = torch.device("cpu"), torch.device("cuda")
+ROOT = Path(__file__).parents[2]
 SMALL = TrainConfig(dataset="mnist-mini", generator_width=16, discriminator_width=16, epochs=3, seed=1)
+OPTIMIZERS: dict[str, dict[str, Any]] = {
+    "adam with EMA": {"ema_decay": 0.9},
+    "rmsprop": {"optimizer": "rmsprop"},
+}
+
+
+@pytest.fixture(autouse=True)
+def full_float32() -> None:
+    """Whatever the test before has chosen."""
+    precision.set_up("float32", CUDA)
+
+
+@pytest.fixture
+def same_algorithms() -> Iterator[None]:
+    """Two runs of the same work get the same of cuDNN's algorithms, and ones that repeat."""
+    before = torch.backends.cudnn.deterministic, torch.backends.cudnn.benchmark
+    torch.backends.cudnn.deterministic, torch.backends.cudnn.benchmark = True, False
+    yield
+    torch.backends.cudnn.deterministic, torch.backends.cudnn.benchmark = before
+
+
+def skip_without(name: str) -> None:
+    """Skips where the GPU is too old for a precision."""
+    if reason := precision.unsupported(name, CUDA):
+        pytest.skip(reason)
+
+
+def training_images(device: torch.device = CUDA) -> Tensor:
+    return load_split(Source("mnist-mini", device=device), "train").images
+
+
+def on_cpu(weights: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    return {name: tensor.cpu() for name, tensor in weights.items()}
+
+
+def assert_moved_alike(ours: Mapping[str, Tensor], theirs: Mapping[str, Tensor], start: Mapping[str, Tensor]) -> None:
+    """All weights moved the same way and as far, as one vector; and the statistics agree.
+
+    Both optimizers divide by the gradient's size, so that rounding in a tiny gradient moves a weight a whole step either
+    way: the movement is compared as a whole, not weight by weight.
+    """
+    one, other, first = on_cpu(ours), on_cpu(theirs), on_cpu(start)
+    names = [name for name in first if "running" not in name and "tracked" not in name]
+    a, b = (torch.cat([(net[name] - first[name]).flatten() for name in names]) for net in (one, other))
+    assert b.norm() > 1e-3
+    assert torch.cosine_similarity(a, b, dim=0) > 0.99
+    assert a.norm().item() == pytest.approx(b.norm().item(), rel=0.02)
+    for name in first.keys() - names:
+        torch.testing.assert_close(one[name], other[name], rtol=0.05, atol=5e-3)
+
+
+# Training
 
 
 @pytest.mark.parametrize("name", PRECISIONS)
 def test_each_precision_trains_to_digits(name: str, tmp_path: Path) -> None:
-    if reason := precision.unsupported(name, CUDA):
-        pytest.skip(reason)
+    skip_without(name)
     config = dataclasses.replace(SMALL, precision=name, generator_lr=1e-3, discriminator_lr=1e-3)
     rows = train(config, report=lambda row: None, checkpoint_dir=tmp_path)
     assert float(rows[-1]["fid"]) < 60  # noise is above 150
@@ -36,10 +100,103 @@ def test_float32_agrees_with_the_cpu() -> None:
     """The same initial weights; other noise, since each device has its own random stream: means over an epoch agree."""
     means = []
     for device in (CPU, CUDA):
-        precision.set_up("float32", device)
-        images = load_split(Source("mnist-mini", device=device), "train").images
-        means.append(train_epoch(new_state(SMALL, device), SMALL, images))
+        images, state = training_images(device), new_state(SMALL, device)
+        means += train_epoch(state, images, make_update(state, images))
     assert means[0] == pytest.approx(means[1], rel=0.1)
+
+
+# CUDA graphs
+
+
+@pytest.mark.parametrize("name", PRECISIONS)
+def test_updates_are_graphs_but_in_float16(name: str) -> None:
+    skip_without(name)
+    images, state = training_images(), new_state(dataclasses.replace(SMALL, precision=name), CUDA)
+    assert isinstance(make_update(state, images), Graphed) == (name != "float16")
+    assert not isinstance(make_update(state, images, graphed=False), Graphed)
+
+
+@pytest.mark.usefixtures("same_algorithms")
+@pytest.mark.parametrize("optimizer", OPTIMIZERS)
+@pytest.mark.parametrize(("name", "tolerance"), [("float32", 1e-3), ("bfloat16", 1e-2)])
+def test_a_replayed_graph_trains_as_the_code_does(name: str, tolerance: float, optimizer: str) -> None:
+    """Twelve updates on the same random numbers: three as written, one captured, and replays, against all as written."""
+    skip_without(name)
+    config = dataclasses.replace(SMALL, precision=name, batch_size=2000, replicas=2, **OPTIMIZERS[optimizer])
+    precision.set_up(name, CUDA)
+    images = training_images()
+    trained: list[tuple[State, list[Row]]] = []
+    for graphed in (True, False):
+        state = new_state(config, CUDA)
+        update = make_update(state, images, graphed=graphed)
+        trained.append((state, [row for _ in range(3) for row in train_epoch(state, images, update)]))
+        if isinstance(update, Graphed):
+            assert update.graph is not None
+            assert update.calls == 12
+    (replayed, means), (written, expected) = trained
+    assert int(replayed.updates) == int(written.updates) == 12
+    for ours, theirs in zip(means, expected, strict=True):
+        assert ours == pytest.approx(theirs, rel=tolerance)
+    for rng, other in zip(replayed.rngs, written.rngs, strict=True):
+        assert torch.equal(rng.get_state(), other.get_state())
+    for net, start in zip(("generator", "discriminator"), build(config), strict=True):
+        assert_moved_alike(getattr(replayed, net).state_dict(), getattr(written, net).state_dict(), start.state_dict())
+    if replayed.average is not None and written.average is not None:
+        assert_moved_alike(replayed.average.state_dict(), written.average.state_dict(), build(config)[0].state_dict())
+    assert (replayed.average is None) == (config.ema_decay == 0)
+
+
+@pytest.mark.usefixtures("same_algorithms")
+@pytest.mark.parametrize("optimizer", OPTIMIZERS)
+def test_each_replica_is_the_single_run_of_its_seed(optimizer: str) -> None:
+    """After eight updates, the last five of them replayed."""
+    config = dataclasses.replace(SMALL, replicas=3, batch_size=1000, **OPTIMIZERS[optimizer])
+    images = training_images()
+    (whole,) = new_states(config, CUDA)
+    means = train_epoch(whole, images, make_update(whole, images))
+    assert int(whole.updates) == 8
+    for r in range(3):
+        single = dataclasses.replace(config, seed=config.seed + r, replicas=1)
+        alone = new_state(single, CUDA)
+        (own,) = train_epoch(alone, images, make_update(alone, images))
+        assert means[r] == pytest.approx(own, rel=0.01)
+        assert torch.equal(whole.rngs[r].get_state(), alone.rngs[0].get_state())
+        start_g, start_d = (net.state_dict() for net in build(single))
+        for net, start in (("generator", start_g), ("discriminator", start_d)):
+            assert_moved_alike(part(getattr(whole, net).state_dict(), r, 3), getattr(alone, net).state_dict(), start)
+        assert_moved_alike(whole.judged()[r].state_dict(), alone.judged()[0].state_dict(), start_g)
+
+
+@pytest.mark.filterwarnings("ignore:Synchronization debug mode is a prototype feature:UserWarning")
+@pytest.mark.parametrize("name", PRECISIONS)
+def test_an_update_never_waits_for_the_device(name: str) -> None:
+    """As written and, where it can be, as a replayed graph."""
+    skip_without(name)
+    precision.set_up(name, CUDA)
+    config = dataclasses.replace(SMALL, precision=name, ema_decay=0.9, replicas=1 if name == "float16" else 2)
+    images = training_images()
+    index = torch.randint(len(images), (config.batch_size, config.replicas), device=CUDA)
+    noise = torch.randn(config.batch_size, config.replicas * config.latent_size, device=CUDA)
+    states = [new_state(config, CUDA) for _ in range(2)]
+    updates = [make_update(state, images, graphed=graphed) for state, graphed in zip(states, (False, True), strict=True)]
+    for _ in range(WARM_UP + 2):
+        for update in updates:
+            update(index, noise)
+    torch.cuda.synchronize()
+    before = torch.cuda.get_sync_debug_mode()
+    torch.cuda.set_sync_debug_mode("error")
+    try:
+        for update in updates:
+            update(index, noise)
+        with pytest.raises(RuntimeError, match="called a synchronizing CUDA operation"):
+            states[0].updates.item()  # the mode is on
+    finally:
+        torch.cuda.set_sync_debug_mode(before)
+    assert [int(state.updates) for state in states] == [WARM_UP + 3] * 2
+    assert all(math.isfinite(value) for state in states for value in state.sums.flatten().tolist())
+
+
+# Evaluation
 
 
 def test_metrics_agree_with_the_cpu() -> None:
@@ -50,17 +207,110 @@ def test_metrics_agree_with_the_cpu() -> None:
     assert ours == pytest.approx(theirs, rel=1e-3, abs=2e-3)
 
 
-@pytest.mark.parametrize("name", ["float32", "float16"])
-def test_resumed_goes_on_where_it_stopped(name: str, tmp_path: Path) -> None:
-    """State is restored exactly; cuDNN may sum in another order, so the rows agree within rounding."""
-    config = dataclasses.replace(SMALL, precision=name, ema_decay=0.9)
-    train(dataclasses.replace(config, epochs=2), report=lambda row: None, checkpoint_dir=tmp_path)
-    saved = checkpoint.load(tmp_path)
+@pytest.mark.parametrize("name", ["bfloat16", "float16"])  # two replicas as one network, and as two
+def test_each_of_two_replicas_is_evaluated_as_the_cpu_does(name: str, tmp_path: Path) -> None:
+    skip_without(name)
+    config = dataclasses.replace(SMALL, precision=name, replicas=2, ema_decay=0.9, epochs=1)
+    (row,) = train(config, report=lambda row: None, checkpoint_dir=tmp_path, device=CUDA)
+    saved = checkpoint.load(tmp_path)["states"]
+    nets = [part(state["average"], r, len(state["rngs"])) for state in saved for r in range(len(state["rngs"]))]
+    assert len(saved) == (2 if name == "float16" else 1)
+    assert len(nets) == 2
+    single = dataclasses.replace(config, replicas=1)
+    reference = load_reference(Source("mnist-mini"), "validation")
+    for r, weights in enumerate(nets):
+        generator = Generator(single)
+        generator.load_state_dict(weights)
+        expected = evaluate(generator, single, reference)
+        found = {metric: row["by_replica"][metric][r] for metric in expected}
+        for metric in ("fid", "kid"):
+            assert found[metric] == pytest.approx(expected[metric], rel=0.01, abs=1e-3)
+    assert row["fid"] == pytest.approx(sum(row["by_replica"]["fid"]) / 2)
+    assert row["by_replica"]["fid"][0] != row["by_replica"]["fid"][1]
+
+
+# Checkpoints
+
+
+@pytest.mark.usefixtures("same_algorithms")
+@pytest.mark.parametrize(
+    ("name", "optimizer"), [("float32", "adam"), ("float32", "rmsprop"), ("bfloat16", "adam"), ("float16", "adam")]
+)
+def test_resumed_goes_on_where_it_stopped(name: str, optimizer: str, tmp_path: Path) -> None:
+    """State is restored exactly; what follows may be summed in another order, so runs agree within rounding."""
+    skip_without(name)
+    config = dataclasses.replace(SMALL, precision=name, optimizer=optimizer, ema_decay=0.9, batch_size=1000)
+    stopped, undisturbed = tmp_path / "stopped", tmp_path / "undisturbed"
+    train(dataclasses.replace(config, epochs=2), report=lambda row: None, checkpoint_dir=stopped, device=CUDA)
+    (before,) = checkpoint.load(stopped)["states"]
     state = new_state(config, CUDA)
-    state.rng.set_state(saved["replicas"][0]["rng"])
-    assert torch.equal(state.rng.get_state(), saved["replicas"][0]["rng"])
+    state.rngs[0].set_state(before["rngs"][0])
+    assert torch.equal(state.rngs[0].get_state(), before["rngs"][0])
+
     rows: list[Row] = []
-    train(config, report=rows.append, checkpoint_dir=tmp_path, resume_from=tmp_path)
+    train(config, report=rows.append, checkpoint_dir=stopped, resume_from=stopped, device=CUDA)
+    whole = train(config, report=lambda row: None, checkpoint_dir=undisturbed, device=CUDA)
     assert [row["epoch"] for row in rows] == [3]
-    whole = train(config, report=lambda row: None)
-    assert rows[0]["discriminator_loss"] == pytest.approx(whole[-1]["discriminator_loss"], rel=0.1)
+    for loss in ("generator_loss", "discriminator_loss"):
+        assert rows[0][loss] == pytest.approx(whole[-1][loss], rel=0.02)
+    (ours,), (theirs,) = (checkpoint.load(folder)["states"] for folder in (stopped, undisturbed))
+    assert ours["updates"] == theirs["updates"] == 24
+    assert torch.equal(ours["rngs"][0], theirs["rngs"][0])
+    for net in ("generator", "discriminator", "average"):
+        assert_moved_alike(ours[net], theirs[net], before[net])
+
+
+def test_a_run_of_the_cpu_does_not_go_on_on_a_gpu(tmp_path: Path) -> None:
+    config = dataclasses.replace(SMALL, generator_width=2, discriminator_width=2, batch_size=1000, epochs=2)
+    train(dataclasses.replace(config, epochs=1), report=lambda row: None, checkpoint_dir=tmp_path, device=CPU)
+    with pytest.raises(ValueError, match=r"was trained on cpu, and its random streams cannot go on on cuda; train anew$"):
+        train(config, report=lambda row: None, resume_from=tmp_path, device=CUDA)
+
+
+# Memory
+
+
+@contextlib.contextmanager
+def memory_limit(size: int) -> Iterator[None]:
+    """This process gets no more than so many bytes of the GPU's memory."""
+    gc.collect()
+    torch.cuda.empty_cache()
+    _, total = torch.cuda.mem_get_info()
+    torch.cuda.set_per_process_memory_fraction(min(1.0, size / total))
+    try:
+        yield
+    finally:
+        torch.cuda.set_per_process_memory_fraction(1.0)
+        gc.collect()
+        torch.cuda.empty_cache()
+
+
+def test_a_lack_of_memory_is_an_error_that_the_process_survives() -> None:
+    large = dataclasses.replace(SMALL, generator_width=512, batch_size=8000)  # G's first map takes 1.6 GB
+    load_reference(source(large, None, CUDA), "validation")  # is no part of it
+    message = rf"^out of memory on {re.escape(torch.cuda.get_device_name())} with batch_size 8000, generator_width 512"
+    with memory_limit(2**30), pytest.raises(MemoryError, match=message):
+        train(large, report=lambda row: pytest.fail("an epoch was reported"), device=CUDA)
+    (row,) = train(dataclasses.replace(SMALL, epochs=1), report=lambda row: None, device=CUDA)
+    assert math.isfinite(row["fid"])
+
+
+# The benchmark
+
+
+def test_benchmark_runs_in_each_kind_of_precision(tmp_path: Path) -> None:
+    """Graphs in float32 and bfloat16, a gradient scaler in float16."""
+    names = [name for name in ("float32", "bfloat16", "float16") if not precision.unsupported(name, CUDA)]
+    file = tmp_path / "numbers.json"
+    settings = ["--widths", "16", "--batches", "64", "--replicas", "1", "4", "--repeats", "2", "--seconds", "0.2"]
+    command = [sys.executable, "-m", "dcgan.bench", *settings, "--precisions", *names, "--json", str(file)]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=280)
+    assert done.returncode == 0, done.stderr
+    numbers = json.loads(file.read_text())
+    assert numbers["device"] == torch.cuda.get_device_name()
+    assert [(row["precision"], row["replicas"]) for row in numbers["rows"]] == [(name, r) for name in names for r in (1, 4)]
+    for row in numbers["rows"]:
+        assert 0 < row["of_floor"] < 1
+        assert 0 < row["peak_memory_bytes"] < 2e9
+        assert 0 < row["plain_peak_memory_bytes"] < 2e9
+        assert row["spread"][0] <= row["images_per_second"] <= row["spread"][1]
