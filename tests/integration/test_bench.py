@@ -350,7 +350,7 @@ def test_our_loop_begins_with_the_nets_of_the_plain_one(seen: Seen) -> None:
 
 
 def test_a_started_loop_knows_its_images_its_memory_and_the_length_of_a_chunk() -> None:
-    args = bench.make_parser().parse_args(["--seconds", "0.05", "--threads", "1"])
+    args = bench.make_parser().parse_args(["--seconds", "2", "--threads", "1"])
     runner = bench.start(bench.ours, dataclasses.replace(TINY, batch_size=64, replicas=2), args, CPU)
     assert runner.images == 128
     assert runner.batches > 1
