@@ -284,19 +284,24 @@ def main() -> None:
     args = parser.parse_args()
     device, rows = precision.default_device(), []
     with cli.one_line_errors(parser):
+        configs = [
+            TrainConfig(
+                dataset=args.dataset, precision=name, generator_width=width, discriminator_width=width, batch_size=batch
+            )
+            for name in args.precisions or precision.usable(device)
+            for width, batch in itertools.product(args.widths, args.batches)
+        ]
         check(args)
         about = conditions(args, device)
         print("\n".join(f"{name:<10}{value}" for name, value in about.items()))
         print("\nMedians over repeats [least, most]. floor: share of the device's ceiling reached (see dcgan.floor).")
         print("MB: peak of a loop above what process and data take (the plain one's workers not counted).\n")
         print(in_columns(*COLUMNS), flush=True)
-        for name, width, batch in itertools.product(args.precisions or precision.usable(device), args.widths, args.batches):
-            config = TrainConfig(
-                dataset=args.dataset, precision=name, generator_width=width, discriminator_width=width, batch_size=batch
-            )
-            for row in compare(config, args.replicas, args, device):
-                rows.append(row)
-                print(line(row), flush=True)
+        for config in configs:
+            with memory.explained(config, device):
+                found = compare(config, args.replicas, args, device)
+            rows += found
+            print("\n".join(map(line, found)), flush=True)
         if args.json:
             args.json.write_text(json.dumps({**about, "rows": rows}, indent=2) + "\n")
 

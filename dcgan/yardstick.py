@@ -106,9 +106,8 @@ def load_yardstick(device: torch.device) -> Yardstick:
         raise OSError(f"{PATH} is damaged or truncated (its sha256 is wrong); install the package again")
     yardstick = Yardstick()
     yardstick.load_state_dict(unpack(content))
-    yardstick.eval().requires_grad_(False)
-    fold(yardstick.features)
-    return yardstick.to(device, memory_format=torch.channels_last)  # type: ignore[call-overload,no-any-return]
+    fold(yardstick.eval().features)
+    return yardstick.requires_grad_(False).to(device, memory_format=torch.channels_last)  # type: ignore[call-overload,no-any-return]
 
 
 # The safetensors format, since dcgan must run where only PyTorch is installed: 8 bytes of header length, a JSON header

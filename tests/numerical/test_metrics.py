@@ -279,7 +279,7 @@ def test_one_pixel_that_is_not_finite_is_refused_a_score(reference: Reference, h
 # Precision and recall, density and coverage
 
 
-@pytest.mark.parametrize("count", [6, 300, metrics.ROWS, metrics.ROWS + 1, 1100])
+@pytest.mark.parametrize("count", [6, 300, metrics.ROWS["cpu"], metrics.ROWS["cpu"] + 1, 1100])
 @pytest.mark.parametrize("k", [1, 5])
 def test_neighbour_radii_agree_with_a_tree(count: int, k: int) -> None:
     spatial = pytest.importorskip("scipy.spatial")
