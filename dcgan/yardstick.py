@@ -71,7 +71,7 @@ def fold(features: nn.Sequential) -> None:
     """Folds each batch norm, as it is in evaluation mode, into the convolution before it: a pass over each map less."""
     for i, (conv, norm) in enumerate(itertools.pairwise(list(features))):
         if isinstance(conv, nn.Conv2d) and isinstance(norm, nn.BatchNorm2d):
-            features[i], features[i + 1] = fuse_conv_bn_eval(conv, norm), nn.Identity()
+            features[i], features[i + 1] = fuse_conv_bn_eval(conv, norm), nn.Identity().eval()
 
 
 def batch_size(device: torch.device) -> int:
