@@ -23,7 +23,7 @@ from dcgan.config import TrainConfig
 from dcgan.data import Source, load_split, source
 from dcgan.evaluate import device_name, evaluate, load_reference, protocol
 from dcgan.graph import WARM_UP
-from dcgan.loop import make_update, new_state, train_epoch
+from dcgan.loop import make_update, new_state, new_states, train_epoch
 from dcgan.schema import COLUMNS, METRIC
 from tune.searches import OBJECTIVES, SEARCHES, Point, Search
 
@@ -162,7 +162,7 @@ def _choices(distribution: BaseDistribution | None) -> list[Any]:
 
 
 def seconds_per_epoch(plan: Plan, device: torch.device, samples: int = 4) -> float:
-    """Measured time of one epoch with its evaluation on this machine, mean over a few random configs of the space.
+    """Measured time of one epoch of all replicas, with its evaluation, mean over a few random configs of the space.
 
     The first is evaluated once; each trains a few small batches, after some to warm up.
     """
@@ -171,24 +171,29 @@ def seconds_per_epoch(plan: Plan, device: torch.device, samples: int = 4) -> flo
     study = optuna.create_study(sampler=optuna.samplers.RandomSampler(seed=plan.seed))
     configs = [TrainConfig.from_dict(plan.search(study.ask())) for _ in range(samples if plan.search.axes else 1)]
     reference = load_reference(source(configs[0], plan.data_dir, device), "validation")
-    generator = new_state(configs[0], device).generator
+    (generator,) = new_state(dataclasses.replace(configs[0], replicas=1), device).judged()
     start = time.perf_counter()
     evaluate(generator, configs[0], reference)
     evaluated = time.perf_counter() - start
     trained = [_one_epoch(config, source(config, plan.data_dir, device)) for config in configs]
     torch.set_num_threads(threads_before)
-    return (evaluated + sum(trained) / len(trained)) * plan.search.base.replicas
+    return evaluated * plan.search.base.replicas + sum(trained) / len(trained)
 
 
 def _one_epoch(config: TrainConfig, data: Source) -> float:
     small = dataclasses.replace(config, batch_size=min(64, config.batch_size))
     images = load_split(data, "train").images
-    state = new_state(small, data.device)
-    update = make_update(state, images)
+    states = new_states(small, data.device)
+    updates = [make_update(state, images) for state in states]
+
+    def train(batches: int) -> None:
+        for state, update in zip(states, updates, strict=True):
+            train_epoch(state, images[: batches * small.batch_size], update)
+
     warm, timed = (2 * WARM_UP, 50) if images.is_cuda else (1, 2)  # batches: a GPU captures its graph first
-    train_epoch(state, images[: warm * small.batch_size], update)
+    train(warm)
     start = time.perf_counter()
-    train_epoch(state, images[: timed * small.batch_size], update)
+    train(timed)
     return (time.perf_counter() - start) * len(images) / (timed * small.batch_size)
 
 
