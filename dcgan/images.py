@@ -19,7 +19,9 @@ def save_grid(images: Tensor, path: Path, columns: int | None = None) -> Path:
     grid = make_grid(images.float().cpu(), nrow=columns, normalize=True, value_range=(-1, 1), padding=1, pad_value=0.25)
     factor = max(1, math.ceil(56 / images.shape[-1]))
     path.parent.mkdir(parents=True, exist_ok=True)
-    save_image(grid.repeat_interleave(factor, 1).repeat_interleave(factor, 2), path)
+    unfinished = path.with_name(f".{path.name}")  # others may be looking at the old one
+    save_image(grid.repeat_interleave(factor, 1).repeat_interleave(factor, 2), unfinished, format="png")
+    unfinished.replace(path)
     return path
 
 

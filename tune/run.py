@@ -41,7 +41,8 @@ from tune.searches import DEMO, OBJECTIVES, PRESETS, REPORT, SEARCHES, Point, Se
 if TYPE_CHECKING:
     from tune.runner import Stop  # Ray takes 2 s to import, which --help and errors need not wait for
 
-ON_RESUMING = ("resume", "storage", "dry_run", "confirm", "confirm_seeds", "retry_failed")
+ON_RESUMING = ("resume", "storage", "dry_run", "confirm", "confirm_seeds", "retry_failed", "wandb")
+CHANGED = ("confirm", "confirm_seeds", "wandb")  # on resuming, if given
 NOT_KEPT = ("resume", "storage", "dry_run", "name", "retry_failed")
 
 
@@ -85,6 +86,11 @@ def make_parser() -> cli.Parser:
     add("--name", help="this search's folder in it (default: search, date and time)")
     add("--resume", metavar="NAME", help="go on with the search of that name")
     add("--retry-failed", action="store_true", help="with --resume: begin failed trials anew, from their last epoch")
+    add(
+        "--wandb",
+        choices=("online", "offline", "disabled"),
+        help="Weights & Biases (default: online where there is a key, else offline)",
+    )
     add("--dry-run", action="store_true", help="print the plan and its cost, and stop")
     return parser
 
@@ -261,7 +267,7 @@ def saved_search(args: argparse.Namespace, parser: argparse.ArgumentParser) -> t
         raise ValueError(
             f"{file} is damaged, or of an older version ({error!r}); its trials can still be read by python -m analysis.tables"
         ) from error
-    kept |= {name: value for name in ("confirm", "confirm_seeds") if (value := getattr(args, name)) is not None}
+    kept |= {name: value for name in CHANGED if (value := getattr(args, name)) is not None}
     return argparse.Namespace(**kept, storage=args.storage, name=args.resume), points
 
 
@@ -322,7 +328,7 @@ def run(args: argparse.Namespace, parser: argparse.ArgumentParser) -> int:
     description = None
     if resume:  # what is asked for now holds for later, too
         description = json.loads((plan.folder / SEARCH_FILE).read_text())
-        description["arguments"] |= {"confirm": args.confirm, "confirm_seeds": args.confirm_seeds}
+        description["arguments"] |= {name: getattr(args, name) for name in CHANGED}
     else:
         kept = {name: value for name, value in vars(args).items() if name not in NOT_KEPT}
         paths = {name: str(value) for name, value in kept.items() if isinstance(value, Path)}
@@ -330,11 +336,14 @@ def run(args: argparse.Namespace, parser: argparse.ArgumentParser) -> int:
 
     from tune import study
     from tune.runner import run_plan, session
+    from tune.track import default_mode, tracking
+    from tune.track import describe as describe_tracking
 
-    print(flush=True)
+    mode = args.wandb or default_mode()
+    print(f"{'tracking':<8} {describe_tracking(mode, plan.folder)}\n", flush=True)
     found, interrupted = False, True
     try:
-        with session(plan, description) as stop:
+        with session(plan, description) as stop, tracking(plan.folder, mode, stop):
             if retry:
                 print(f"retrying {study.retry_failed(plan)} failed trials")
             run_plan(plan, stop)

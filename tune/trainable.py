@@ -11,13 +11,17 @@ from typing import Any
 
 import torch
 from ray import tune as ray_tune
+from tensorboardX import SummaryWriter
 
 from dcgan import checkpoint, memory
 from dcgan.config import TrainConfig
+from dcgan.images import sample, save_grid
 from dcgan.loop import RATES, train
 from dcgan.schema import METRIC, Row
 
 ERROR = "error.txt"
+GRID = 36  # images of a sample grid
+SAMPLED = (1, 2, 3, 5, 8, 13, 21, 34, 55, 89)  # epochs whose samples are kept, besides the last
 
 
 def trainable(
@@ -45,13 +49,18 @@ def trainable(
     config = TrainConfig.from_dict(params)
     checkpoint.replace(trial / "params.json", (json.dumps(config.to_dict(), indent=2) + "\n").encode())
     rows: list[Row] = saved.get("history", [])
+    if rows:  # a predecessor may have been killed between the checkpoint and these
+        save_samples(trial, rows, config.epochs)
     checkpoint.write_rows(trial / "result.json", rows)
+    events = write_events(trial, rows)
     for unfinished in trial.glob("*.tmp"):  # of a killed predecessor
         unfinished.unlink()
 
     def finish_epoch(row: Row) -> None:
         rows.append(row)
+        save_samples(trial, rows, config.epochs)
         checkpoint.write_rows(trial / "result.json", rows)
+        add_event(events, row)
         ray_tune.report(dict(row))
         check_collapse(rows, patience)
 
@@ -64,6 +73,34 @@ def trainable(
     except (FloatingPointError, MemoryError) as error:
         checkpoint.replace(error_file, f"{error}\n".encode())
         raise
+
+
+def save_samples(trial: Path, rows: list[Row], epochs: int) -> None:
+    """Writes digits from fixed noise to the trial's `samples/`: at some epochs, closer together at first, and of the best."""
+    epoch = rows[-1]["epoch"]
+    best = min(rows, key=lambda row: row[METRIC])["epoch"]
+    wanted = {f"epoch_{epoch:03d}": True} if epoch in SAMPLED or epoch == epochs else {}
+    wanted |= {"best": False} if epoch == best else {}
+    for name, last in wanted.items():
+        generator, config, _ = checkpoint.load_generator(trial, last=last)
+        save_grid(sample(generator, config.latent_size, GRID), trial / "samples" / f"{name}.png")
+
+
+def write_events(trial: Path, rows: list[Row]) -> SummaryWriter:
+    """A trial's TensorBoard file, begun anew with the rows so far, so that no step is lost or doubled."""
+    for old in trial.glob("events.out.tfevents.*"):
+        old.unlink()
+    events = SummaryWriter(str(trial), flush_secs=10)
+    for row in rows:
+        add_event(events, row)
+    return events
+
+
+def add_event(events: SummaryWriter, row: Row) -> None:
+    """Adds an epoch to a TensorBoard file."""
+    for name, value in row.items():
+        if isinstance(value, int | float):
+            events.add_scalar(name, value, row["epoch"])
 
 
 def load_saved(trial: Path) -> dict[str, Any]:

@@ -21,7 +21,7 @@ def start(arguments: list[str], home: Path, program: tuple[str, ...] = ("-m", "t
     home.mkdir(exist_ok=True)
     process = subprocess.Popen(
         [sys.executable, "-u", *program, *arguments],
-        cwd=ROOT, env={**os.environ, "HOME": str(home)}, text=True, start_new_session=True,
+        cwd=ROOT, env={"WANDB_MODE": "disabled", **os.environ, "HOME": str(home)}, text=True, start_new_session=True,
         stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.STDOUT,
     )  # fmt: skip
     STARTED.append(process)
