@@ -1,10 +1,12 @@
-"""Reads a search's folder into one long frame, from the files alone."""
+"""Reads the folders of searches into one long frame, from the files alone."""
 
 import contextlib
 import json
 import math
 import sqlite3
+import tempfile
 import warnings
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -21,33 +23,44 @@ STATE_STATUSES = {"COMPLETE": "finished", "PRUNED": "stopped", "FAIL": "failed"}
 RAY_STATUSES = {"TERMINATED": "stopped", "ERROR": "failed"}
 RESULTS = [name for name in COLUMNS if name != "by_replica"]
 TEXTS = ("eval_split", "extractor", "device")
+FILES = ("search.json", STUDY, "params.json", "result.json", "error.txt")
+"""What is read of a search and its trials, besides Ray's `experiment_state-*.json`."""
+RAY_COLUMNS = (
+    "checkpoint_dir_name", "config", "date", "done", "episodes_total", "experiment_tag", "hostname", "iterations_since_restore",
+    "node_ip", "pid", "should_checkpoint", "time_since_restore", "time_this_iter_s", "time_total_s", "timestamp",
+    "timesteps_since_restore", "timesteps_total", "training_iteration", "trial_id",
+)  # fmt: skip
+"""Ray's own, which it may add to every row, and which are left out unsaid."""
 INTEGERS = ("epoch", "images_seen", "digits_covered", "peak_memory_bytes", "eval_samples", "eval_seed", "threads")
 
 
-def load_trials(path: str | Path, *, per_seed: bool = False) -> pd.DataFrame:
-    """One row per trial and epoch, of a search, one of its trials, or a run of `dcgan.train`.
+def load_trials(path: str | Path | Sequence[str | Path], *, per_seed: bool = False) -> pd.DataFrame:
+    """One row per trial and epoch, of a search, one of its trials, or a run of `dcgan.train`; or of several of them.
 
     Columns: `trial` (folder name), `status` (see `STATUSES`), `error` (last line of the error, if it failed), the settings
     of `TrainConfig`, and the columns of `dcgan.schema.COLUMNS` but `by_replica`. A trial without any finished epoch has one
-    row, whose `epoch` and results are missing. Rows are sorted by trial, seed and epoch; an epoch trained twice, after a
-    crash, counts once.
+    row, whose `epoch` and results are missing. Rows are sorted by run, trial, seed and epoch; an epoch trained twice, after
+    a crash, counts once. Several runs are told apart by a first column `run`: the folder's name, or the path as given where
+    two have the same name.
 
-    A damaged row or file is skipped with a warning that names it; the rest is loaded.
+    A damaged row or file is skipped, and a column that is not known left out, with a warning that names it; the rest is
+    loaded.
 
     Args:
-        path: the folder.
+        path: the folder, or its URI in a storage that fsspec reaches (`s3://bucket/runs/a`, `gs://…`); or a sequence of them.
         per_seed: one row per trial, seed and epoch instead: what each replica scored, and its own `seed`. Columns that are
             not known by replica, such as times, keep the trial's value.
 
     Raises:
-        FileNotFoundError: the path holds no results.
+        FileNotFoundError: a path holds no results.
+        ValueError: a sequence is empty, or has a path twice.
+        ImportError: fsspec lacks the package for this storage; says which.
     """
-    root = Path(path)
-    folders = [root] if is_trial(root) else sorted(folder for folder in root.glob("*/") if is_trial(folder))
-    if not folders:
-        raise FileNotFoundError(f"no results at {root}: expected the folder of a search, with trials in it, or of a run")
-    statuses = read_statuses(root)
-    rows = [row for folder in folders for row in _trial_rows(folder, statuses.get(folder.name), per_seed)]
+    if isinstance(path, (str, Path)):
+        rows = _run_rows(path, per_seed)
+    else:
+        names = _run_names([str(one) for one in path])
+        rows = [{"run": name, **row} for name, one in zip(names, path, strict=True) for row in _run_rows(one, per_seed)]
     frame = pd.DataFrame(rows)
     for name in RESULTS:
         if name not in frame:
@@ -55,7 +68,47 @@ def load_trials(path: str | Path, *, per_seed: bool = False) -> pd.DataFrame:
     frame = frame.astype(dict.fromkeys(INTEGERS, "Int64"))
     frame = frame.astype({"collapsed": "boolean", "error": "string"})
     frame = frame.astype({name: "Float64" for name in RESULTS if frame[name].dtype == object})  # all missing
-    return frame.sort_values(["trial", "seed", "epoch"], ignore_index=True)
+    return frame.sort_values([name for name in ("run", "trial", "seed", "epoch") if name in frame], ignore_index=True)
+
+
+def _run_names(paths: Sequence[str]) -> list[str]:
+    if not paths or len(set(paths)) < len(paths):
+        raise ValueError(f"runs are {', '.join(paths) or 'none'}; expected at least one path, and each once")
+    names = [Path(path).absolute().name for path in paths]
+    return [name if names.count(name) == 1 else path for name, path in zip(names, paths, strict=True)]
+
+
+def _run_rows(path: str | Path, per_seed: bool) -> list[dict[str, Any]]:
+    with local(path) as root:
+        folders = [root] if is_trial(root) else sorted(folder for folder in root.glob("*/") if is_trial(folder))
+        if not folders:
+            raise FileNotFoundError(f"no results at {path}: expected the folder of a search, with trials in it, or of a run")
+        statuses = read_statuses(root)
+        return [row for folder in folders for row in _trial_rows(folder, statuses.get(folder.name), per_seed)]
+
+
+@contextlib.contextmanager
+def local(path: str | Path) -> Iterator[Path]:
+    """The folder itself; of a URI, a temporary copy of the small files that are read here. Warnings name the URI."""
+    if "://" not in str(path):
+        yield Path(path)
+        return
+    from fsspec.core import url_to_fs  # type: ignore[import-untyped]
+
+    storage, root = url_to_fs(str(path))
+    there = storage.find(root, maxdepth=2) if storage.exists(root) else []
+    wanted = [file for file in there if (name := Path(file).name) in FILES or name.startswith("experiment_state-")]
+    with tempfile.TemporaryDirectory() as folder, warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        copy = Path(folder) / Path(root).name
+        targets = [copy / Path(file).relative_to(root) for file in wanted]
+        for target in targets:
+            target.parent.mkdir(parents=True, exist_ok=True)
+        if wanted:
+            storage.get(wanted, [str(target) for target in targets])  # one call: storages answer many requests at once
+        yield copy
+    for warning in caught:
+        warnings.warn(str(warning.message).replace(str(copy), str(path)), warning.category, stacklevel=5)
 
 
 def is_trial(folder: Path) -> bool:
@@ -89,7 +142,7 @@ def _study_statuses(path: Path) -> dict[str, str]:
             trials = database.execute("SELECT number, state FROM trials").fetchall()
         return {f"trial_{number:04d}": STATE_STATUSES.get(state, "unfinished") for number, state in trials}
     except (sqlite3.Error, ValueError, TypeError) as error:
-        warnings.warn(f"{path} is damaged or locked and left out: {error!r}", stacklevel=4)
+        warnings.warn(f"{path} is damaged or locked and left out: {error!r}", stacklevel=5)
         return {}
 
 
@@ -100,7 +153,7 @@ def _ray_statuses(root: Path) -> dict[str, str]:
             trials = [json.loads(state) for state, _ in json.loads(file.read_text())["trial_data"]]
             return {trial["relative_logdir"]: RAY_STATUSES.get(trial["status"], "unfinished") for trial in trials}
         except (ValueError, KeyError, TypeError) as error:
-            warnings.warn(f"{file} is damaged and left out: {error!r}", stacklevel=4)
+            warnings.warn(f"{file} is damaged and left out: {error!r}", stacklevel=5)
     return {}
 
 
@@ -108,12 +161,17 @@ def _trial_rows(folder: Path, status: str | None, per_seed: bool) -> list[dict[s
     settings = read_json(folder / "params.json")
     settings.setdefault("seed", math.nan)
     results: dict[int, list[dict[str, Any]]] = {}
+    unknown: set[str] = set()
     for number, line in enumerate(_read_lines(folder / "result.json"), start=1):
         try:
-            rows = _parse(line, settings)
+            rows, extra = _parse(line, settings)
             results[int(rows[0]["epoch"])] = rows[1:] or rows if per_seed else rows[:1]
+            unknown |= extra
         except (ValueError, KeyError, TypeError, AttributeError) as error:
-            warnings.warn(f"{folder / 'result.json'}, line {number}, is damaged and left out: {error!r}", stacklevel=4)
+            warnings.warn(f"{folder / 'result.json'}, line {number}, is damaged and left out: {error!r}", stacklevel=5)
+    if unknown:
+        names = ", ".join(sorted(unknown))
+        warnings.warn(f"{folder / 'result.json'} has columns that are not known and left out: {names}", stacklevel=5)
     error_lines = _read_lines(folder / "error.txt")
     done = bool(results) and max(results) >= settings.get("epochs", float("inf"))
     if status is None:  # no search around it, or one whose word is lost
@@ -125,8 +183,8 @@ def _trial_rows(folder: Path, status: str | None, per_seed: bool) -> list[dict[s
     return [{**head, **row} for rows in results.values() for row in rows] or [head]
 
 
-def _parse(line: str, settings: dict[str, Any]) -> list[dict[str, Any]]:
-    """A line's row of means and, if several seeds trained, the row of each."""
+def _parse(line: str, settings: dict[str, Any]) -> tuple[list[dict[str, Any]], set[str]]:
+    """A line's row of means and, if several seeds trained, the row of each; and the columns not known."""
     means = json.loads(line)
     parts = [means]
     if "by_replica" in means:
@@ -141,7 +199,7 @@ def _parse(line: str, settings: dict[str, Any]) -> list[dict[str, Any]]:
             row[name] + 0  # a number, or a TypeError
     for number, row in enumerate(rows[1:]):
         row["seed"] = settings["seed"] + number
-    return rows
+    return rows, set(means).difference(COLUMNS, RAY_COLUMNS)
 
 
 def _read_lines(path: Path) -> list[str]:

@@ -1,15 +1,23 @@
-"""Comparison tables. `python -m analysis.tables RUN` prints one and writes it as CSV and Markdown."""
+"""Comparison tables. `python -m analysis.tables RUN` prints one and writes it as CSV and Markdown.
+
+Frames are as `analysis.load.load_trials` gives them, of one run or several, by seed or not. `mode` is `min` if less of the
+metric is better, else `max`. A trial and seed count by their best epoch, which flatters all alike.
+"""
 
 import argparse
+import math
+import re
 import textwrap
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
 import pandas as pd
+from numpy.typing import NDArray
+from scipy import stats
 
 from analysis import cli
-from analysis.load import load_trials, read_search
+from analysis.load import RESULTS, STATUSES, TEXTS, load_trials, read_search
 from dcgan.schema import COLUMNS, METRIC
 
 SHOWN = ("kid", "sample_coverage", "classifier_score", "digits_covered", "images_per_second")
@@ -18,10 +26,19 @@ WIDE = ("kid", "classifier_score", "digits_covered", "images_per_second", "peak_
 """Columns left to the files, so that a terminal need not wrap."""
 FORMATS = {"kid": "{:.5f}", "sample_coverage": "{:.3f}", "images_per_second": "{:,.0f}", "seconds": "{:.0f}"}
 
+MOST_LEVELS = 5
+"""A numeric factor with more distinct values is cut into bins."""
+BINS = 4
+RESAMPLES = 2000
+LEAST_BEST = 3
+"""Fewer best trials show nothing about where the optimum lies."""
+END = 0.05
+"""Share of a range that counts as its end."""
+
 
 def varied(frame: pd.DataFrame) -> list[str]:
     """The settings in which the trials of a frame differ, in the order of their columns."""
-    settings = [name for name in frame.columns if name not in COLUMNS and name not in ("trial", "status", "error")]
+    settings = [name for name in frame.columns if name not in COLUMNS and name not in ("run", "trial", "status", "error")]
     return [name for name in settings if frame[name].nunique(dropna=False) > 1]
 
 
@@ -36,27 +53,29 @@ def ranking(
         metric: column to rank by.
         mode: `min` if less of it is better, else `max`.
 
-    Columns: `rank`, `trial`, `status`, the metric, `best_epoch`, `epochs` trained, the settings, other results of the best
-    epoch, `seconds` of training and evaluation, `peak_memory_mb` (10^6 bytes), and `error`.
+    Columns: `rank`, `run` if of several, `trial`, `status`, the metric, `best_epoch`, `epochs` trained, the settings, other
+    results of the best epoch, `seconds` of training and evaluation, `peak_memory_mb` (10^6 bytes), and `error`.
     """
     settings = varied(frame) if settings is None else list(settings)
-    ranked = frame.sort_values(metric, ascending=mode == "min", kind="stable").drop_duplicates("trial")  # each best epoch
-    per_trial = frame.groupby("trial")
+    keys = _keys(frame)
+    ranked = frame.sort_values(metric, ascending=mode == "min", kind="stable").drop_duplicates(keys)  # each best epoch
+    trials = ranked.set_index(keys).index
+    per_trial = frame.groupby(keys)
     table = pd.DataFrame(
         {
             "rank": pd.Series(range(1, len(ranked) + 1), dtype="Int64").where(ranked[metric].notna().to_numpy()),
-            "trial": ranked["trial"].to_numpy(),
+            **{name: ranked[name].to_numpy() for name in keys},
             "status": ranked["status"].to_numpy(),
             metric: ranked[metric].astype("Float64").to_numpy(),
             "best_epoch": ranked["epoch"].array,
-            "epochs": per_trial["epoch"].count().reindex(ranked["trial"]).to_numpy(),
+            "epochs": per_trial["epoch"].count().reindex(trials).to_numpy(),
         }
     )
     for name in (*settings, *SHOWN):
         table[name] = ranked[name].array if name in ranked else pd.NA  # no trial's settings could be read
     seconds = frame["seconds_train"].astype("Float64") + frame["seconds_eval"].astype("Float64")
-    table["seconds"] = seconds.groupby(frame["trial"]).sum().reindex(ranked["trial"]).array
-    peak = per_trial["peak_memory_bytes"].max().reindex(ranked["trial"])
+    table["seconds"] = seconds.groupby([frame[name] for name in keys]).sum().reindex(trials).array
+    peak = per_trial["peak_memory_bytes"].max().reindex(trials)
     table["peak_memory_mb"] = (peak.astype("Float64") / 1e6).round().array
     table["error"] = ranked["error"].array
     return table
@@ -81,6 +100,224 @@ def pareto(table: pd.DataFrame, objectives: Sequence[tuple[str, str]]) -> pd.Ser
     values = signs * known.to_numpy(float, na_value=np.nan)  # (trials, objectives)
     dominated = [bool(((values <= row).all(axis=1) & (values < row).any(axis=1)).any()) for row in values]
     return pd.Series(~np.isnan(values).any(axis=1) & ~np.array(dominated, dtype=bool), index=table.index)
+
+
+def compare(
+    frame: pd.DataFrame, factor: str, metric: str = METRIC, mode: str = "min", *, include_stopped: bool = False
+) -> pd.DataFrame:
+    """One row per level of a factor: does it matter, and how sure are we?
+
+    Args:
+        frame: as `load_trials` gives it; with `per_seed=True`, each seed of a trial counts.
+        factor: a setting, or `run`. A numeric one of more than `MOST_LEVELS` values is cut at its quartiles.
+        metric: a column of results.
+        mode: `min` or `max`.
+        include_stopped: take stopped trials into the statistics too, though fewer epochs make them look worse.
+
+    Columns: the factor; `trials`, `seeds` that they train in all, and how many trials are `finished`, `stopped`, `failed`,
+    `unfinished`; `n` values, one per finished trial and seed; their `median`; `cliffs_delta` against all other levels,
+    P(x > other) - P(x < other), -1 to 1 (Cliff 1993, Psychological Bulletin 114); `mean`, and its `difference` from that of
+    the best level, each with `_low` and `_high`: the 95 % percentile interval of the two-stage bootstrap (trials, then seeds
+    in each; Davison and Hinkley 1997, section 3.8), missing where n < 2.
+
+    The best level is picked on these same data, which flatters it, and a level that loses many trials to the scheduler is
+    judged by the better ones.
+
+    Raises:
+        ValueError: no such factor, metric or mode.
+    """
+    best = _best_epochs(frame, metric, mode)
+    keys = _keys(best)
+    counts = best["status"].isin(["finished", "stopped"] if include_stopped else ["finished"]) & best[metric].notna()
+    rng = np.random.default_rng(0)  # one stream, so that levels are drawn independently
+    rows, draws = [], []
+    for level, own in best.groupby(_levels(best, factor), dropna=False, observed=True):
+        heads = own.drop_duplicates(keys)
+        inside = best.index.isin(own.index)
+        values, others = (best.loc[counts & part, metric].to_numpy(float) for part in (inside, ~inside))
+        row = {factor: level, "trials": len(heads), "seeds": _seeds(own, heads)}
+        row |= {status: int((heads["status"] == status).sum()) for status in STATUSES} | {"n": len(values)}
+        middle = {name: f(values) if len(values) else math.nan for name, f in (("median", np.median), ("mean", np.mean))}
+        rows.append(row | middle | {"cliffs_delta": cliffs_delta(values, others)})
+        samples = best[counts & inside].groupby(keys)[metric]
+        draws.append(_bootstrap_means([sample.to_numpy(float) for _, sample in samples], rng))
+    table, drawn = pd.DataFrame(rows), np.array(draws)  # (levels, RESAMPLES)
+    mean = table.pop("mean").to_numpy()
+    first = np.nan_to_num(mean if mode == "min" else -mean, nan=math.inf).argmin()
+    for name, value, resampled in (("mean", mean, drawn), ("difference", mean - mean[first], drawn - drawn[first])):
+        low, high = np.quantile(resampled, [0.025, 0.975], axis=1)  # NaN where the draws are
+        table = table.assign(**{name: value, f"{name}_low": low, f"{name}_high": high})
+    return table
+
+
+def cliffs_delta(x: NDArray[np.float64], y: NDArray[np.float64]) -> float:
+    """Cliff's delta, P(x > y) - P(x < y); missing where x or y is empty. (n,), (m,)"""
+    return float(np.sign(x[:, None] - y).mean()) if x.size and y.size else math.nan
+
+
+def time_to_quality(frame: pd.DataFrame, level: float, metric: str = METRIC, mode: str = "min") -> pd.DataFrame:
+    """One row per trial (and seed) until its metric first is `level` or better: `epochs`, and `seconds` to train and evaluate.
+
+    Both are missing if that never happened; `seconds`, too, if rows of epochs before are. Seconds are those of all replicas.
+
+    Raises:
+        ValueError: no such metric or mode.
+    """
+    best = _best_epochs(frame, metric, mode)
+    frame = _with_replica(frame)
+    units = [*_keys(frame), "replica"]
+    frame["seconds"] = frame["seconds_train"].astype("Float64") + frame["seconds_eval"].astype("Float64")
+    by_unit = frame.groupby(units)
+    whole = (by_unit.cumcount() + 1 == frame["epoch"]).fillna(False)
+    frame["epochs"], frame["seconds"] = frame["epoch"], by_unit["seconds"].cumsum().where(whole)
+    good = frame[metric] <= level if mode == "min" else frame[metric] >= level
+    reached = frame[good.fillna(False)].drop_duplicates(units)[[*units, "epochs", "seconds"]]
+    return best[[*units, "seed", "status"]].merge(reached, how="left", on=units).drop(columns="replica")
+
+
+def share_reached(frame: pd.DataFrame, level: float, factor: str, metric: str = METRIC, mode: str = "min") -> pd.DataFrame:
+    """One row per level of a factor (see `compare`): how many trials (and seeds) reached a quality, and how fast.
+
+    Columns: the factor; `n`; `reached`; `share` of n with `_low`, `_high`, Wilson's 95 % interval (Wilson 1927);
+    `undecided`, stopped or unfinished before they reached it, so that the share may be too low; median `epochs` and `seconds`
+    of those that did.
+
+    Raises:
+        ValueError: no such factor, metric or mode.
+    """
+    times = time_to_quality(frame, level, metric, mode)
+    levels = _levels(_best_epochs(frame, metric, mode), factor)  # rows as those of times
+    rows = []
+    for value, own in times.groupby(levels, dropna=False, observed=True):
+        late = own["epochs"].isna()
+        test = stats.binomtest(len(own) - int(late.sum()), len(own))
+        ends = test.proportion_ci(method="wilson")
+        undecided = int((late & own["status"].isin(["stopped", "unfinished"])).sum())
+        row = {factor: value, "n": len(own), "reached": test.k, "share": test.statistic, "share_low": ends.low}
+        row |= {"share_high": ends.high, "undecided": undecided}
+        rows.append(row | own[["epochs", "seconds"]].astype("Float64").median().to_dict())
+    return pd.DataFrame(rows)
+
+
+def boundary(frame: pd.DataFrame, axes: Mapping[str, str], metric: str = METRIC, mode: str = "min") -> pd.DataFrame:
+    """One row per axis with an order: do the best settings lie at an end of what was searched, so that more may lie beyond?
+
+    The best are the best tenth of the finished trials, and at least `LEAST_BEST`.
+
+    Args:
+        frame: as `load_trials` gives it.
+        axes: each axis as `search.json` describes it: `5e-05 to 0.005, log-uniform`, or choices: `64, 128, 256`. Others,
+            such as `adam, rmsprop`, have no ends and are left out.
+        metric: what says which are best.
+        mode: `min` or `max`.
+
+    Columns: `axis`; `low` and `high` end; `best`, the best trial's value; `n` best trials; `share` of them at one `end`,
+    `low` or `high`, the one where more of them are: within 5 % of the range (of its logarithm, if log-uniform), or at the
+    outermost choice; `flag`, whether more than half are, missing where n is too small. By chance alone, that is rare on a
+    range and common among two or three choices.
+
+    Raises:
+        ValueError: no such metric or mode.
+    """
+    best = _best_epochs(frame, metric, mode)
+    best = best[best["status"] == "finished"].dropna(subset=metric)
+    keys = _keys(frame)
+    ranked = best.groupby(keys)[metric].mean().sort_values(ascending=mode == "min", kind="stable").index
+    top = best.drop_duplicates(keys).set_index(keys).loc[ranked[: max(LEAST_BEST, math.ceil(len(ranked) / 10))]]
+    rows = []
+    for name, text in axes.items():
+        if (ends := _ends(text)) is None:
+            continue
+        low, high, low_end, high_end = ends
+        values = top[name].astype(float).dropna()
+        n = len(values)
+        shares = {"low": (values <= low_end).sum() / max(n, 1), "high": (values >= high_end).sum() / max(n, 1)}
+        end = max(shares, key=shares.__getitem__)
+        row = {"axis": name, "low": low, "high": high, "best": next(iter(values), math.nan), "n": n, "share": shares[end]}
+        row |= {"end": end if shares[end] else pd.NA, "flag": shares[end] > 0.5 if n >= LEAST_BEST else pd.NA}
+        rows.append(row)
+    columns = ["axis", "low", "high", "best", "n", "share", "end", "flag"]
+    return pd.DataFrame(rows, columns=columns).astype({"flag": "boolean", "end": "string"})
+
+
+def _ends(text: str) -> tuple[float, float, float, float] | None:
+    """Lowest and highest value of an axis, and the bounds up to and from which values lie at its ends; None without order."""
+    if found := re.fullmatch(r"(\S+) to (\S+), (log-)?uniform", text):
+        low, high = float(found[1]), float(found[2])
+        if found[3]:
+            return low, high, low ** (1 - END) * high**END, low**END * high ** (1 - END)
+        return low, high, low + END * (high - low), high - END * (high - low)
+    try:
+        choices = [float(choice) for choice in text.split(", ")]
+    except ValueError:
+        return None
+    low, high = min(choices), max(choices)
+    return (low, high, low, high) if low < high else None
+
+
+def _keys(frame: pd.DataFrame) -> list[str]:
+    """The columns that tell trials apart."""
+    return [name for name in ("run", "trial") if name in frame]
+
+
+def _with_replica(frame: pd.DataFrame) -> pd.DataFrame:
+    """The frame in order, and each row's replica, counted from 0: seeds alone are lost with a trial's settings."""
+    ordered = frame.sort_values([*_keys(frame), "seed", "epoch"], ignore_index=True)
+    return ordered.assign(replica=ordered.groupby([*_keys(frame), "epoch"], dropna=False).cumcount())
+
+
+def _best_epochs(frame: pd.DataFrame, metric: str, mode: str) -> pd.DataFrame:
+    """The best epoch's row of each trial and replica, in their order."""
+    if metric not in (numbers := [name for name in RESULTS if name not in TEXTS]):
+        raise ValueError(f"metric is {metric!r}; allowed: {', '.join(numbers)}")
+    if mode not in ("min", "max"):
+        raise ValueError(f"mode is {mode!r}; allowed: min, max")
+    units = [*_keys(frame), "replica"]
+    ordered = _with_replica(frame).sort_values(metric, ascending=mode == "min", kind="stable")
+    return ordered.drop_duplicates(units).sort_values(units, ignore_index=True)
+
+
+def _levels(best: pd.DataFrame, factor: str) -> pd.Series:
+    """The level of each row: the factor's value, or, if they are many, its bin's name, with the values that lie in it."""
+    if factor not in best or factor in {*COLUMNS, "trial", "status", "error", "replica"}:
+        raise ValueError(f"factor is {factor!r}; allowed: a setting, such as those that vary: {', '.join(varied(best))}")
+    values = best[factor]
+    if not pd.api.types.is_numeric_dtype(values) or values.nunique() <= MOST_LEVELS:
+        return values
+    codes, _ = pd.factorize(pd.qcut(values, BINS, labels=False, duplicates="drop"), sort=True)  # ties may empty a bin
+    parts = [values[codes == code] for code in range(max(codes) + 1)]
+    names = [f"{x.min():.3g} to {x.max():.3g} (bin {i} of {len(parts)}, by quantiles)" for i, x in enumerate(parts, start=1)]
+    return pd.Series(pd.Categorical.from_codes(codes, pd.Index(names), ordered=True), values.index)
+
+
+def _seeds(rows: pd.DataFrame, heads: pd.DataFrame) -> int:
+    """How many seeds the trials train in all: as their settings say, else as there are rows."""
+    counted = rows.groupby(_keys(rows)).size().to_numpy()
+    planned = heads["replicas"].to_numpy(float) if "replicas" in heads else np.full(len(heads), math.nan)
+    return int(np.where(np.isnan(planned), counted, planned).sum())
+
+
+def _bootstrap_means(samples: Sequence[NDArray[np.float64]], rng: np.random.Generator) -> NDArray[np.float64]:
+    """Means of resamples: trials are drawn, and in each its seeds; missing with fewer than two values.
+
+    Args:
+        samples: the values of each of m trials, (seeds,).
+        rng: the source of the draws.
+
+    Returns:
+        (RESAMPLES,).
+    """
+    sizes = np.array([len(sample) for sample in samples], dtype=int)  # (m,)
+    if sizes.sum() < 2:
+        return np.full(RESAMPLES, math.nan)
+    values = np.zeros((len(sizes), sizes.max()))  # (m, seeds)
+    for row, sample in zip(values, samples, strict=True):
+        row[: len(sample)] = sample
+    trials = rng.integers(len(sizes), size=(RESAMPLES, len(sizes)))
+    seeds = (rng.random((*trials.shape, sizes.max())) * sizes[trials][..., None]).astype(int)  # (B, m, seeds)
+    drawn = np.arange(sizes.max()) < sizes[trials][..., None]
+    sums = np.where(drawn, values[trials[..., None], seeds], 0).sum(axis=(1, 2))
+    return np.asarray(sums / sizes[trials].sum(axis=1))
 
 
 def as_text(table: pd.DataFrame) -> pd.DataFrame:

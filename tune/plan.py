@@ -207,9 +207,7 @@ def describe(plan: Plan, chosen: str, cost: float | None) -> str:
     seeds = f", each on {base.replicas} seeds" if base.replicas > 1 else ""
     first = "the report's grid" if plan.sampler == "grid" else f"{plan.sampler}, the first at the baseline"
     first += f", then {len(plan.points) - 1} of an earlier search" if plan.sampler != "grid" and plan.points[1:] else ""
-    space = [f"{name:<18} {describe_axis(axis)}" for name, axis in search.axes.items()]
-    if plan.sampler == "grid":
-        space = [f"{name:<18} {', '.join(map(str, values))}" for name, values in search.grid.items()]
+    space = [f"{name:<18} {text}" for name, text in describe_axes(plan).items()]
     space += [f"{name:<18} follows {followed}" for name, followed in search.ties.items()]
     metric = f"{search.metric} on validation: {COLUMNS[search.metric]}"
     lines = [
@@ -250,6 +248,13 @@ def describe_scheduler(plan: Plan) -> str:
     return "none: every trial trains all epochs"
 
 
+def describe_axes(plan: Plan) -> dict[str, str]:
+    """What is tried of each varied setting, as a person reads it."""
+    if plan.sampler == "grid":
+        return {name: ", ".join(map(str, values)) for name, values in plan.search.grid.items()}
+    return {name: describe_axis(axis) for name, axis in plan.search.axes.items()}
+
+
 def describe_axis(distribution: BaseDistribution) -> str:
     """A distribution as a person reads it: `5e-05 to 0.005, log-uniform` or `64, 128, 256`."""
     if isinstance(distribution, FloatDistribution):
@@ -263,7 +268,7 @@ def record(plan: Plan, arguments: dict[str, Any], device: torch.device) -> dict[
     reference = load_reference(source(base, plan.data_dir, device), "validation")
     return {
         "search": search.name,
-        "axes": {name: describe_axis(axis) for name, axis in search.axes.items()},
+        "axes": describe_axes(plan),
         "ties": dict(search.ties),
         "base": base.to_dict(),
         "metric": search.metric,

@@ -29,7 +29,7 @@ from tune.plan import (
     Plan,
     default_grace_period,
     describe,
-    describe_axis,
+    describe_axes,
     preflight,
     record,
     resources,
@@ -278,7 +278,7 @@ def check_space(plan: Plan) -> None:
         ValueError: names what differs.
     """
     was = json.loads((plan.folder / SEARCH_FILE).read_text())["axes"]
-    now = {name: describe_axis(axis) for name, axis in plan.search.axes.items()}
+    now = describe_axes(plan)
     if differing := [f"{name} was over {was.get(name)}, is over {text}" for name, text in now.items() if was.get(name) != text]:
         raise ValueError(
             f"{plan.folder} cannot go on here: {'; '.join(differing)} (a device must do all precisions of a search)"

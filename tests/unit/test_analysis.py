@@ -6,9 +6,13 @@ import itertools
 import json
 import shutil
 import sqlite3
+import time
+import warnings
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import fsspec
 import numpy as np
 import optuna
 import pandas as pd
@@ -393,3 +397,130 @@ def test_the_first_objective_ranks(run: Path) -> None:
     assert table["images_seen"].to_list()[:4] == [24000, 16000, 8000, 8000]
     assert table["trial"].to_list() == ["trial_a", "trial_e", "trial_b", "trial_c", "trial_d"]
     assert "pareto" not in text
+
+
+def test_several_runs_stay_apart(run: Path, tmp_path_factory: pytest.TempPathFactory) -> None:
+    """Their trials have the same names; the second run is still running, and its trial b has another best."""
+    other = shutil.copytree(run, tmp_path_factory.mktemp("other") / "later")
+    shutil.rmtree(other / "trial_a")
+    (other / "trial_b" / "result.json").write_text(json.dumps(row(1, 10.0)))
+    both = load_trials([run, str(other)])
+    assert both.columns[:2].to_list() == ["run", "trial"]
+    for name, folder in ((run.name, run), ("later", other)):
+        part = both[both["run"] == name].drop(columns="run").reset_index(drop=True)
+        pd.testing.assert_frame_equal(part, load_trials(folder))
+    assert len(both) == len(load_trials(run)) + len(load_trials(other))
+    table = ranking(both)
+    assert table[["run", "trial", "fid"]].head(3).to_numpy().tolist() == [
+        ["later", "trial_b", 10.0], [run.name, "trial_a", 20.0], ["later", "trial_e", 35.0],
+    ]  # fmt: skip
+    assert len(table) == 9
+    assert table["epochs"].head(3).to_list() == [1, 3, 2]
+    assert table["seconds"].head(3).to_list() == [2.0, 6.0, 4.0]
+    assert varied(both) == ["generator_lr"]
+
+
+def test_one_run_alone_has_no_column_for_it_unless_it_is_listed(run: Path) -> None:
+    assert "run" not in load_trials(run)
+    assert set(load_trials([run])["run"]) == {run.name}
+
+
+def test_runs_of_the_same_name_are_told_apart_by_their_paths(run: Path, tmp_path_factory: pytest.TempPathFactory) -> None:
+    other = shutil.copytree(run, tmp_path_factory.mktemp("other") / run.name)
+    assert set(load_trials([run, other])["run"]) == {str(run), str(other)}
+
+
+def test_runs_must_be_given_each_once_and_hold_results(run: Path) -> None:
+    with pytest.raises(ValueError, match="runs are none; expected at least one path"):
+        load_trials([])
+    with pytest.raises(ValueError, match="and each once"):
+        load_trials([run, run])
+    with pytest.raises(FileNotFoundError, match=r"no results at .*nowhere"):
+        load_trials([run, run / "nowhere"])
+
+
+@pytest.fixture
+def bucket(study: Path) -> Iterator[str]:
+    """The URI of a storage that holds the search of `study`, and large files beside the results."""
+    (study / "trial_0000" / "checkpoint.pt").write_text("large")
+    storage = fsspec.filesystem("memory")
+    storage.put(str(study), "/bucket/runs/one", recursive=True)
+    yield "memory://bucket/runs/one"
+    storage.rm("/bucket", recursive=True)
+
+
+@pytest.mark.parametrize("per_seed", [False, True])
+def test_a_uri_loads_as_the_folder_does(per_seed: bool, study: Path, bucket: str) -> None:
+    expected = load_trials(study, per_seed=per_seed)
+    assert statuses(expected)[1] == "stopped"  # as the study alone knows
+    for uri in (bucket, f"{bucket}/", f"file://{study}"):
+        pd.testing.assert_frame_equal(load_trials(uri, per_seed=per_seed), expected)
+    pd.testing.assert_frame_equal(
+        load_trials(f"{bucket}/trial_0000", per_seed=per_seed), load_trials(study / "trial_0000", per_seed=per_seed)
+    )
+    assert set(load_trials([study, bucket])["run"]) == {study.name, "one"}
+
+
+def test_of_a_uri_only_small_files_are_fetched(bucket: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    fetched: list[str] = []
+    get = fsspec.filesystem("memory").get
+    monkeypatch.setattr(type(fsspec.filesystem("memory")), "get", lambda _, files, to: fetched.extend(files) or get(files, to))
+    load_trials(bucket)
+    names = {Path(file).name for file in fetched}
+    assert names == {"study.db", "params.json", "result.json", "error.txt"}
+
+
+def test_damage_behind_a_uri_is_named_by_the_uri(bucket: str) -> None:
+    storage = fsspec.filesystem("memory")
+    storage.pipe("/bucket/runs/one/trial_0001/params.json", b"{")
+    storage.pipe("/bucket/runs/one/study.db", b"no database")
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        assert len(load_trials(bucket)) == 8
+    messages = [str(warning.message) for warning in caught]
+    assert [message.split(" is ")[0] for message in messages] == [f"{bucket}/study.db", f"{bucket}/trial_0001/params.json"]
+
+
+def test_a_uri_without_results_is_an_error_that_names_it() -> None:
+    with pytest.raises(FileNotFoundError, match="no results at memory://nowhere"):
+        load_trials("memory://nowhere")
+
+
+def test_columns_that_are_not_known_are_named_once_a_trial_and_the_rest_loads(run: Path) -> None:
+    lines = [json.dumps(row(n, 9.0) | {"novel": 1.0, "beta": [2]}) for n in (1, 2)]
+    (run / "trial_b" / "result.json").write_text("\n".join(lines))
+    with pytest.warns(UserWarning, match="trial_b/result.json has columns") as caught:
+        frame = load_trials(run)
+    assert [str(warning.message).split("left out: ")[1] for warning in caught] == ["beta, novel"]
+    assert not {"novel", "beta"} & set(frame.columns)
+    assert len(frame) == 9
+
+
+def test_a_running_search_without_a_state_and_with_a_half_written_row_loads(run: Path) -> None:
+    for file in run.glob("experiment_state-*"):
+        file.unlink()
+    with (run / "trial_e" / "result.json").open("a") as file:
+        file.write(json.dumps(row(3, 1.0))[:200])
+    with pytest.warns(UserWarning, match=r"trial_e/result.json, line 3, is damaged"):
+        frame = load_trials(run)
+    assert statuses(frame) == ["finished", "unfinished", "failed", "failed", "unfinished"]
+    assert frame.query("trial == 'trial_e'")["fid"].to_list() == [45.0, 35.0]
+
+
+def test_a_large_search_loads_in_seconds(tmp_path: Path) -> None:
+    """500 trials of 25 epochs: about 0.3 s on two cores of 2023. The bound is for a slow, busy machine."""
+    study = optuna.create_study(storage=f"sqlite:///{tmp_path / 'study.db'}")
+    study.add_trials([create_trial(value=1.0)] * 500)
+    epochs = "".join(json.dumps(row(n, 30.0 - n)) + "\n" for n in range(1, 26))
+    for number in range(500):
+        folder = tmp_path / f"trial_{number:04d}"
+        folder.mkdir()
+        (folder / "params.json").write_text(json.dumps({"generator_lr": 1e-4 * number, "epochs": 25, "seed": 0}))
+        (folder / "result.json").write_text(epochs)
+    begin = time.perf_counter()
+    frame = load_trials(tmp_path)
+    seconds = time.perf_counter() - begin
+    print(f"load_trials: 500 trials, 25 epochs each, in {seconds:.2f} s")
+    assert len(frame) == 12_500
+    assert set(frame["status"]) == {"finished"}
+    assert seconds < 10
