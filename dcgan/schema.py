@@ -34,7 +34,7 @@ COLUMNS: Final[dict[str, str]] = {
     "seconds_train": "seconds spent training this epoch, all replicas",
     "seconds_eval": "seconds spent evaluating this epoch, all replicas",
     "images_per_second": "training images, of all replicas, per second of seconds_train",
-    "peak_memory_bytes": "peak while training this epoch: CUDA memory allocated, or the process's resident set on the CPU",
+    "peak_memory_bytes": "peak while training so far: CUDA memory allocated, or the process's resident set on the CPU",
     # Protocol: the conditions under which the numbers above hold
     "eval_split": "the split compared against: validation or test",
     "eval_samples": "number of generated images, and of real images, that the metrics use",

@@ -17,6 +17,7 @@ import torch
 from dcgan import memory
 from dcgan.config import TrainConfig
 from dcgan.data import load_split, source
+from dcgan.evaluate import evaluate, load_reference
 from dcgan.loop import make_update, new_states, train_epoch
 from tune.searches import Search
 
@@ -104,12 +105,14 @@ def worker(config: TrainConfig, data_dir: Path | None, device: torch.device, bar
     """Images a second of this process while all train, and its memory."""
     try:
         torch.set_num_threads(1)
-        images = load_split(source(config, data_dir, device), "train").images
+        data = source(config, data_dir, device)
+        images = load_split(data, "train").images
         with memory.explained(config, device):
             states = new_states(config, device)
             trains = [partial(train_epoch, state, update=make_update(state, images)) for state in states]
             for train in trains:
                 train(images=images[: WARM_UP * config.batch_size])
+            evaluate(states[0].judged()[0], config, load_reference(data, "validation"))  # takes memory, too
         barrier.wait()
         trained, start = 0, time.perf_counter()
         while time.perf_counter() - start < SECONDS:
