@@ -73,6 +73,8 @@ def trainable(
     except (FloatingPointError, MemoryError) as error:
         checkpoint.replace(error_file, f"{error}\n".encode())
         raise
+    finally:
+        events.close()
 
 
 def save_samples(trial: Path, rows: list[Row], epochs: int) -> None:
@@ -101,6 +103,7 @@ def add_event(events: SummaryWriter, row: Row) -> None:
     for name, value in row.items():
         if isinstance(value, int | float):
             events.add_scalar(name, value, row["epoch"])
+    events.flush()  # Ray may end the worker as soon as the row is reported
 
 
 def load_saved(trial: Path) -> dict[str, Any]:
