@@ -18,12 +18,13 @@ from torch.backends.cpu import get_cpu_capability
 
 from dcgan import checkpoint, data, metrics, yardstick
 from dcgan.config import TrainConfig
-from dcgan.data import Source, default_data_dir, load_split
+from dcgan.data import Source, default_data_dir, load_split, to_unit_range
 from dcgan.precision import full_float32
 from dcgan.schema import Row
 from dcgan.yardstick import SHA256, batch_size, extract, load_yardstick
 
 NOISE_SEED = 20_161_511  # of the evaluation noise, apart from every training seed
+PATHS, STEPS = 32, 8  # great circles whose length is measured, and images on each
 
 
 class Reference(NamedTuple):
@@ -34,6 +35,7 @@ class Reference(NamedTuple):
     gaussian: metrics.Gaussian
     within: float  # mean kernel among real images
     radii: Tensor  # (N,)
+    energy: float  # mean high-frequency energy
     fid_real: float  # fid of N training images: no generator is expected to get below it
 
 
@@ -58,6 +60,7 @@ def load_reference(source: Source, split: str) -> Reference:
             gaussian=gaussian,
             within=metrics.within_kernel_mean(features),
             radii=metrics.neighbour_radii(features),
+            energy=mean_energy(real),
             fid_real=metrics.frechet_distance(gaussian, metrics.gaussian(extract(net, train).features)),
         )
     with contextlib.suppress(OSError):  # a home that cannot be written: the next process works it out again
@@ -77,7 +80,12 @@ def reference_key(real: Tensor, train: Tensor) -> str:
     return digest.hexdigest()[:32]
 
 
-@functools.lru_cache(maxsize=4)
+def mean_energy(images: Tensor) -> float:
+    """Mean `high_frequency_energy` of images (N, C, S, S), uint8 or in [-1, 1]."""
+    return metrics.high_frequency_energy(to_unit_range(images) if images.dtype == torch.uint8 else images.float()).mean().item()
+
+
+@functools.lru_cache(maxsize=8)
 def evaluation_noise(count: int, latent_size: int, device: torch.device) -> Tensor:
     """The fixed noise of every evaluation and sample grid, the same on every device; not to be written into. (count, Z)"""
     return torch.randn(count, latent_size, generator=torch.Generator().manual_seed(NOISE_SEED)).to(device)
@@ -91,6 +99,27 @@ def generate(generator: nn.Module, noise: Tensor) -> Tensor:
     images = torch.cat([generator(batch) for batch in torch.split(noise, batch_size(noise.device))])
     generator.train(training)
     return images
+
+
+def great_circles(a: Tensor, b: Tensor, steps: int) -> Tensor:
+    """Noises along the great circles from a (P, Z) to b (P, Z). (P, steps, Z)
+
+    Spherical interpolation (White 2016, arXiv 1609.04468) keeps the norm that G has seen in training.
+    """
+    a, b = a[:, None], b[:, None]  # (P, 1, Z)
+    angle = torch.nn.functional.cosine_similarity(a, b, dim=-1).acos()[..., None]  # (P, 1, 1)
+    t = torch.linspace(0, 1, steps, device=a.device)[:, None]  # (steps, 1)
+    arc = (((1 - t) * angle).sin() * a + (t * angle).sin() * b) / angle.sin()  # (P, steps, Z)
+    return torch.where(angle.sin() > 1e-3, arc, (1 - t) * a + t * b)  # no circle through (nearly) parallel noises
+
+
+@torch.inference_mode()
+def path_length(generator: nn.Module, latent_size: int, device: torch.device) -> float:
+    """Mean length in feature space of what G makes of `PATHS` great circles between noises: less is smoother."""
+    noise = evaluation_noise(2 * PATHS, latent_size, device)
+    circles = great_circles(noise[:PATHS], noise[PATHS:], STEPS)  # (P, T, Z)
+    features, _ = extract(load_yardstick(device), generate(generator, circles.flatten(0, 1)))
+    return metrics.path_length(features.unflatten(0, circles.shape[:2]))
 
 
 @torch.inference_mode()
@@ -114,6 +143,8 @@ def score(images: Tensor, reference: Reference) -> Row:
         "sample_density": near.density,
         "sample_coverage": near.coverage,
         "classifier_score": metrics.classifier_score(probabilities),
+        "confident_share": metrics.confident_share(probabilities),
+        "sharpness": mean_energy(images) / reference.energy,
         "digits_covered": metrics.digits_covered(shares),
         "digit_kl": metrics.kl_from_uniform(shares),
         "collapsed": metrics.collapsed(shares, reference.radii, radii),
@@ -128,7 +159,8 @@ def evaluate(generator: nn.Module, config: TrainConfig, reference: Reference) ->
     """
     noise = evaluation_noise(len(reference.features), config.latent_size, reference.features.device)
     with full_float32():
-        return score(generate(generator, noise), reference)
+        scores = score(generate(generator, noise), reference)
+        return scores | {"path_length": path_length(generator, config.latent_size, noise.device)}
 
 
 def protocol(reference: Reference) -> Row:

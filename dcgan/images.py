@@ -6,7 +6,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from dcgan.evaluate import evaluation_noise, generate
+from dcgan.evaluate import evaluation_noise, generate, great_circles
 from dcgan.models import Generator
 
 
@@ -33,13 +33,6 @@ def sample(generator: Generator, latent_size: int, count: int, seed: int | None 
 
 
 def interpolate(generator: Generator, latent_size: int, steps: int, rows: int, seed: int) -> Tensor:
-    """`rows` strips of `steps` images between two random noises each, along the great circle. (rows * steps, C, S, S)
-
-    Spherical interpolation (White 2016, arXiv 1609.04468) keeps the norm that G has seen in training.
-    """
-    a, b = torch.randn(2, rows, 1, latent_size, generator=torch.Generator().manual_seed(seed))  # (rows, 1, Z)
-    angle = torch.nn.functional.cosine_similarity(a, b, dim=-1).acos()[..., None]  # (rows, 1, 1)
-    t = torch.linspace(0, 1, steps)[:, None]  # (steps, 1)
-    arc = (((1 - t) * angle).sin() * a + (t * angle).sin() * b) / angle.sin()  # (rows, steps, Z)
-    noise = torch.where(angle.sin() > 1e-3, arc, (1 - t) * a + t * b)  # no circle through (nearly) parallel noises
-    return generate(generator, noise.flatten(0, 1))
+    """`rows` strips of `steps` images between two random noises each, along the great circle. (rows * steps, C, S, S)"""
+    a, b = torch.randn(2, rows, latent_size, generator=torch.Generator().manual_seed(seed))
+    return generate(generator, great_circles(a, b, steps).flatten(0, 1))

@@ -8,6 +8,7 @@ subtracted is in float64. Features are expected to be finite: `dcgan.evaluate.sc
 - Precision and recall: Kynkäänniemi et al. 2019, arXiv 1904.06991. Density and coverage: Naeem et al. 2020,
   arXiv 2002.09797.
 - Classifier score: Salimans et al. 2016, arXiv 1606.03498, with a digit classifier in place of Inception.
+- Path length: Karras et al. 2019, arXiv 1812.04948, section 4.1, here of whole paths in the yardstick's features.
 """
 
 from typing import NamedTuple
@@ -17,6 +18,8 @@ from torch import Tensor
 
 NEIGHBOURS = 5  # k of the manifold metrics, as in arXiv 2002.09797
 DIGITS = 10
+CONFIDENT = 0.9  # probability from which on the classifier counts as sure of a digit
+HIGH_FREQUENCY = 0.25  # cycles a pixel, half of what an image can hold: edges and noise lie above, strokes below
 COVERED_SHARE = 0.01  # a digit counts as covered from this share of the samples on; an even share is 0.1
 REPEAT_RATIO = 0.1  # samples this much closer to each other than real images are (medians) are repeats
 ROWS = {"cpu": 512, "cuda": 4096}  # rows of a pairwise matrix held at a time, which bounds memory to ROWS x N
@@ -121,6 +124,24 @@ def classifier_score(probabilities: Tensor) -> float:
     # KL(p || q) = sum p log p - sum p log q; xlogy gives 0 for p = 0
     kl = torch.xlogy(p, p).sum(1) - torch.xlogy(p, p.mean(0)).sum(1)
     return kl.mean().exp().item()
+
+
+def confident_share(probabilities: Tensor) -> float:
+    """Share of predictions (M, 10) that are sure of their digit: probability at least `CONFIDENT`."""
+    return (probabilities.amax(1) >= CONFIDENT).double().mean().item()
+
+
+def high_frequency_energy(images: Tensor) -> Tensor:
+    """Mean square of the part of each image (N, C, S, S) that lies above `HIGH_FREQUENCY`, by Parseval's theorem. (N,)"""
+    frequencies = torch.fft.fftfreq(images.shape[-1], device=images.device)  # (S,) cycles a pixel
+    high = torch.hypot(frequencies[:, None], frequencies) > HIGH_FREQUENCY  # (S, S)
+    energies = [(torch.fft.fft2(rows, norm="forward").abs().square() * high).sum((-2, -1)).mean(1) for rows in in_rows(images)]
+    return torch.cat(energies)
+
+
+def path_length(features: Tensor) -> float:
+    """Mean length of paths of T steps through feature space (P, T, F)."""
+    return features.double().diff(dim=1).norm(dim=-1).sum(1).mean().item()
 
 
 def digit_shares(probabilities: Tensor) -> Tensor:
