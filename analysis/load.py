@@ -59,7 +59,7 @@ def load_trials(path: str | Path | Sequence[str | Path], *, per_seed: bool = Fal
     if isinstance(path, (str, Path)):
         rows = _run_rows(path, per_seed)
     else:
-        names = _run_names([str(one) for one in path])
+        names = run_names([str(one) for one in path])
         rows = [{"run": name, **row} for name, one in zip(names, path, strict=True) for row in _run_rows(one, per_seed)]
     frame = pd.DataFrame(rows)
     for name in RESULTS:
@@ -71,7 +71,8 @@ def load_trials(path: str | Path | Sequence[str | Path], *, per_seed: bool = Fal
     return frame.sort_values([name for name in ("run", "trial", "seed", "epoch") if name in frame], ignore_index=True)
 
 
-def _run_names(paths: Sequence[str]) -> list[str]:
+def run_names(paths: Sequence[str]) -> list[str]:
+    """What tells several runs apart: the folders' names, or the paths where two have the same name."""
     if not paths or len(set(paths)) < len(paths):
         raise ValueError(f"runs are {', '.join(paths) or 'none'}; expected at least one path, and each once")
     names = [Path(path).absolute().name for path in paths]
@@ -88,16 +89,18 @@ def _run_rows(path: str | Path, per_seed: bool) -> list[dict[str, Any]]:
 
 
 @contextlib.contextmanager
-def local(path: str | Path) -> Iterator[Path]:
-    """The folder itself; of a URI, a temporary copy of the small files that are read here. Warnings name the URI."""
+def local(path: str | Path, *, whole: bool = False) -> Iterator[Path]:
+    """The folder itself; of a URI, a temporary copy of the small files that are read here, and, if `whole`, of the confirm
+    stage's and of pictures. Warnings name the URI."""
     if "://" not in str(path):
         yield Path(path)
         return
     from fsspec.core import url_to_fs  # type: ignore[import-untyped]
 
     storage, root = url_to_fs(str(path))
-    there = storage.find(root, maxdepth=2) if storage.exists(root) else []
-    wanted = [file for file in there if (name := Path(file).name) in FILES or name.startswith("experiment_state-")]
+    there = storage.find(root, maxdepth=3 if whole else 2) if storage.exists(root) else []
+    patterns = (*FILES, "experiment_state-*.json", *(("test.json", "*.png") if whole else ()))
+    wanted = [file for file in there if any(Path(file).match(pattern) for pattern in patterns)]
     with tempfile.TemporaryDirectory() as folder, warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always")
         copy = Path(folder) / Path(root).name
@@ -197,6 +200,8 @@ def _parse(line: str, settings: dict[str, Any]) -> tuple[list[dict[str, Any]], s
     for row in rows:
         for name in set(row) - set(TEXTS):
             row[name] + 0  # a number, or a TypeError
+            if name in INTEGERS and row[name] % 1:
+                raise ValueError(f"{name} is {row[name]}, and no whole number")
     for number, row in enumerate(rows[1:]):
         row["seed"] = settings["seed"] + number
     return rows, set(means).difference(COLUMNS, RAY_COLUMNS)

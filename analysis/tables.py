@@ -10,6 +10,7 @@ import re
 import textwrap
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -78,6 +79,21 @@ def ranking(
     peak = per_trial["peak_memory_bytes"].max().reindex(trials)
     table["peak_memory_mb"] = (peak.astype("Float64") / 1e6).round().array
     table["error"] = ranked["error"].array
+    return table
+
+
+def rank(frame: pd.DataFrame, search: Mapping[str, Any]) -> pd.DataFrame:
+    """The ranking of a search by its first objective; of several, `pareto` tells the trials that no other beats in all.
+
+    Args:
+        frame: as `load_trials` gives it.
+        search: as `read_search` gives it.
+    """
+    objectives = [(goal["column"], goal["mode"]) for goal in search.get("objectives", [])] or [(METRIC, "min")]
+    others = [name for name, _ in objectives[1:]]
+    table = ranking(frame, [*search.get("axes", varied(frame)), *others], *objectives[0])
+    if others:
+        table.insert(1, "pareto", pareto(table, objectives))
     return table
 
 
@@ -339,18 +355,12 @@ def _cell(name: str, value: object) -> str:
 
 
 def write(folder: Path) -> tuple[pd.DataFrame, str]:
-    """Ranks the trials of a search, writes `table.csv` (full precision) and `table.md` beside them, returns both forms.
-
-    With several objectives, `pareto` tells the trials that no other beats in all, each at its best epoch by the first one.
-    """
+    """Ranks the trials of a search, writes `table.csv` (full precision) and `table.md` beside them, returns both forms."""
     search = read_search(folder)
     frame = load_trials(folder)
-    objectives = [(goal["column"], goal["mode"]) for goal in search.get("objectives", [])] or [(METRIC, "min")]
-    names = [name for name, _ in objectives]
-    table = ranking(frame, [*search.get("axes", varied(frame)), *names[1:]], *objectives[0])
-    if len(objectives) > 1:
-        table.insert(1, "pareto", pareto(table, objectives))
+    table = rank(frame, search)
     text = as_text(table)
+    names = [goal["column"] for goal in search.get("objectives", [])]
     table.to_csv(folder / "table.csv", index=False)
     (folder / "table.md").write_text(f"{text.to_markdown(index=False, disable_numparse=True)}\n\n{conditions(frame)}\n")
     narrow = text.drop(columns=["epochs", *(name for name in WIDE if name not in names)])

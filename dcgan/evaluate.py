@@ -48,8 +48,9 @@ def load_reference(source: Source, split: str) -> Reference:
     file = default_data_dir() / "references" / f"{reference_key(real, train)}.pt"
     with contextlib.suppress(OSError, ValueError):  # none yet, or a damaged one
         saved = checkpoint.read(file)
-        tensors = {name: saved[name].to(source.device) for name in ("features", "radii")}
-        return Reference(**saved | tensors | {"gaussian": metrics.Gaussian(*saved["gaussian"]), "split": split})
+        if saved.keys() == set(Reference._fields):  # else other code wrote it
+            tensors = {name: saved[name].to(source.device) for name in ("features", "radii")}
+            return Reference(**saved | tensors | {"gaussian": metrics.Gaussian(*saved["gaussian"]), "split": split})
     net = load_yardstick(source.device)
     with full_float32():
         features = extract(net, real).features

@@ -141,7 +141,7 @@ def high_frequency_energy(images: Tensor) -> Tensor:
 
 def path_length(features: Tensor) -> float:
     """Mean length of paths of T steps through feature space (P, T, F)."""
-    return features.double().diff(dim=1).norm(dim=-1).sum(1).mean().item()
+    return float(features.double().diff(dim=1).norm(dim=-1).sum(1).mean())
 
 
 def digit_shares(probabilities: Tensor) -> Tensor:

@@ -6,6 +6,7 @@ import dataclasses
 import datetime
 import json
 import os
+import shlex
 import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -18,7 +19,7 @@ import torch
 
 from dcgan import checkpoint, cli
 from dcgan.config import DATASETS, TrainConfig
-from dcgan.data import default_data_dir
+from dcgan.data import default_data_dir, load_split, source, to_unit_range
 from dcgan.precision import absurdly_slow, default_device, usable
 from dcgan.schema import METRIC
 from tune.plan import (
@@ -43,6 +44,8 @@ if TYPE_CHECKING:
 
 ON_RESUMING = ("resume", "storage", "dry_run", "confirm", "confirm_seeds", "retry_failed", "wandb")
 CHANGED = ("confirm", "confirm_seeds", "wandb")  # on resuming, if given
+GRID = 64  # images of a sample grid
+ROWS, STEPS = 8, 10  # strips of interpolated images, and images of each
 NOT_KEPT = ("resume", "storage", "dry_run", "name", "retry_failed")
 
 
@@ -352,8 +355,15 @@ def run(args: argparse.Namespace, parser: argparse.ArgumentParser) -> int:
             if found and plan.confirm and not stop.asked:
                 confirm(plan, device, stop)
                 interrupted = stop.asked
+            if found and not interrupted:
+                from analysis.report import write
+
+                print(f"\nreport: {write([str(plan.folder)], plan.folder, page_only=True)}")
     except KeyboardInterrupt:  # before Ray was up, or for the second time
         interrupted = True
+    if found:
+        command = f"python -m analysis.report {shlex.quote(str(plan.folder))}"
+        print(f"\nagain, with figures for a paper, or of several searches: {command}")
     if interrupted:
         print(f"\nstopped; go on with: {plan.resume_command}")
     return 130 if interrupted else 0 if found else 1
@@ -376,7 +386,7 @@ def confirm(plan: Plan, device: torch.device, stop: "Stop") -> None:
 def answer(plan: Plan) -> bool:
     """Prints the table, the best config, its samples and the paths of everything; returns whether there is a best."""
     from analysis import load, tables
-    from dcgan.images import sample, save_grid
+    from dcgan.images import interpolate, sample, save_grid
 
     if not any(load.is_trial(folder) for folder in plan.folder.glob("trial_*")):
         print("no trial has begun")
@@ -395,8 +405,11 @@ def answer(plan: Plan) -> bool:
     written = {"table": "table.csv, table.md", "config": "best.json", "trials": "trial_*/", "study": "study.db"}
     try:
         generator, config, _ = checkpoint.load_generator(plan.folder / best["trial"])
-        save_grid(sample(generator, config.latent_size, 64), plan.folder / "best.png")
-        written |= {"samples": "best.png", "checkpoint": f"{best['trial']}/{checkpoint.NAME}"}
+        save_grid(sample(generator, config.latent_size, GRID), plan.folder / "best.png")
+        save_grid(interpolate(generator, config.latent_size, STEPS, ROWS, seed=0), plan.folder / "interpolation.png", STEPS)
+        real = load_split(source(config, plan.data_dir, torch.device("cpu")), "validation").images[:GRID]
+        save_grid(to_unit_range(real), plan.folder / "real.png")
+        written |= {"samples": "best.png, interpolation.png", "checkpoint": f"{best['trial']}/{checkpoint.NAME}"}
     except (FileNotFoundError, ValueError) as error:
         print(f"no samples: {error}", file=sys.stderr)
     print(f"\neverything is in {plan.folder}:")

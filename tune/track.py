@@ -18,7 +18,7 @@ import shutil
 import subprocess
 import sys
 import threading
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import IO, TYPE_CHECKING, Any
 
@@ -32,6 +32,8 @@ from tune.plan import SEARCH_FILE
 from tune.study import open_study
 
 if TYPE_CHECKING:
+    from wandb_workspaces.workspaces import Workspace
+
     from tune.runner import Stop
 
 MODES = ("online", "offline", "disabled")
@@ -42,6 +44,12 @@ POLL_SECONDS = 3.0
 FINISH_SECONDS = 60.0  # that a search waits, at its end, for its runs to be complete
 INIT_SECONDS = 20.0  # after which an unreachable server is given up, and runs are kept offline
 BEST = 5  # trials whose samples are shown side by side
+CHARTS = {
+    "Quality": (METRIC, "sample_coverage", "sharpness", "path_length"),
+    "Training": ("generator_loss", "discriminator_loss", "d_real", "d_fake"),
+    "Cost": ("images_per_second", "peak_memory_bytes"),
+}
+"""Columns in the dashboard's line charts."""
 STATUSES = {TrialState.COMPLETE: "finished", TrialState.PRUNED: "stopped", TrialState.FAIL: "failed"}
 
 
@@ -188,6 +196,9 @@ class Tracker:
             run.log_artifact(artifact)
         run.summary.update({f"best/{METRIC}": ranked[0][METRIC], "best/trial": ranked[0]["trial"]})
         run.finish()
+        if self.mode == "online" and "dashboard" not in self.ledger:
+            self.ledger["dashboard"] = dashboard(run.entity, run.project, self.folder.name, self.search["axes"]).save().url
+            print(f"all runs in one dashboard: {self.ledger['dashboard']}", flush=True)
         self.ledger["answers"].append(answer)
         self.save()
 
@@ -195,6 +206,28 @@ class Tracker:
         """The files that say what a search found."""
         names = ("table.csv", "table.md", "best.json", "best.png", "confirm.csv", "confirm.md", "report.html", "report.md")
         return [self.folder / name for name in names if (self.folder / name).is_file()]
+
+
+def dashboard(entity: str, project: str, group: str, axes: Mapping[str, str]) -> "Workspace":
+    """A W&B workspace of one search's runs: quality, samples, settings, training and cost, each over epochs."""
+    from wandb_workspaces.reports.v2 import interface as panels
+    from wandb_workspaces.workspaces import RunsetSettings, Section, Workspace
+
+    column = panels.ParallelCoordinatesPlotColumn
+    columns = [column(panels.Config(name), log="log" in text) for name, text in axes.items()]
+    columns.append(column(panels.SummaryMetric(f"best/{METRIC}")))
+    sections: dict[str, list[Any]] = {
+        title: [panels.LinePlot(x="epoch", y=[name]) for name in names] for title, names in CHARTS.items()
+    }
+    sections["Samples"] = [panels.MediaBrowser(media_keys=["samples"])]
+    sections["Settings"] = [panels.ParallelCoordinatesPlot(columns=columns)]
+    return Workspace(
+        entity=entity,
+        project=project,
+        name=group,
+        sections=[Section(name=title, panels=shown, is_open=True) for title, shown in sections.items()],
+        runset_settings=RunsetSettings(filters=f"Metric('Group') == '{group}'"),
+    )
 
 
 def importance(study: optuna.Study) -> dict[str, float]:

@@ -3,6 +3,7 @@
 import json
 import os
 import re
+import shlex
 import signal
 import subprocess
 import sys
@@ -282,3 +283,14 @@ def test_the_readmes_main_job(tmp_path: Path) -> None:
     assert table["fid"][0] < 25  # noise is above 150, real training digits 0.3
     assert f"everything is in {folder}" in output
     assert re.search(r"^\d.* · trials \d+/18 · reached epoch 2:\d+  6:\d+  9:\d+ · best fid .* left$", output, re.MULTILINE)
+
+    assert (folder / "report.html").is_file()
+    (command,) = re.findall(r"python -m (analysis\.report .*)$", output, re.MULTILINE)
+    subprocess.run([sys.executable, "-m", *shlex.split(command)], cwd=ROOT, check=True, stdout=subprocess.DEVNULL)
+    report = (folder / "report.md").read_text()
+    assert f"fid {table['fid'][0]:.2f}" in report
+    assert "18 of 18 trials" in report
+    assert all((folder / file).stat().st_size > 1000 for file in re.findall(r"\]\((figures/[^)]+)\)", report))
+    assert {f"{folder.name}-{name}.png" for name in ("real", "interpolation", "learning_curves")} <= {
+        path.name for path in (folder / "figures").iterdir()
+    }

@@ -19,6 +19,8 @@ from tensorboardX.proto.event_pb2 import Event
 
 from analysis.load import load_trials
 from analysis.tables import ranking
+from dcgan.schema import COLUMNS
+from tune.track import dashboard
 
 SEARCH = ["--search", "hparams", "--num-trials", "4", "--epochs", "3", "--wandb", "offline"]
 KEY = "f00dfacef00dfacef00dfacef00dfacef00dface"
@@ -227,3 +229,23 @@ def test_disabled_leaves_no_trace(tmp_path: Path) -> None:
     assert code == 0, output
     assert "tracking off" in output
     assert not list((tmp_path / "s").glob("wandb*"))
+
+
+def test_the_dashboard_shows_the_searchs_runs_alone_with_samples_and_settings() -> None:
+    """What would be sent to a server; there is none here to save it to."""
+    axes = {"generator_lr": "5e-05 to 0.005, log-uniform", "optimizer": "adam, rmsprop"}
+    view = dashboard("somebody", "dcgan-tune", "hparams-1", axes)._to_model().model_dump(by_alias=True)
+    section = json.loads(json.dumps(view["spec"]["section"], default=str))
+    (chosen,) = section["runSets"][0]["filters"]["filters"]
+    assert (chosen["key"]["name"], chosen["op"], chosen["value"]) == ("group", "=", "hparams-1")
+    panels = [panel for part in section["panelBankConfig"]["sections"] for panel in part["panels"]]
+    lines = [panel["config"] for panel in panels if panel["viewType"] == "Run History Line Plot"]
+    assert {line["xAxis"] for line in lines} == {"epoch"}
+    assert {name for line in lines for name in line["metrics"]} <= set(COLUMNS)
+    assert [panel["config"]["mediaKeys"] for panel in panels if panel["viewType"] == "Media Browser"] == [["samples"]]
+    (parallel,) = (panel["config"]["columns"] for panel in panels if panel["viewType"] == "Parallel Coordinates Plot")
+    assert [(column["accessor"], column["log"]) for column in parallel] == [
+        ("config:generator_lr.value", True),
+        ("config:optimizer.value", False),
+        ("summary:best/fid", None),
+    ]

@@ -18,7 +18,7 @@ from torchvision.transforms.functional import gaussian_blur
 
 from dcgan import metrics
 from dcgan.data import Source, Split, load_split
-from dcgan.evaluate import Reference, load_reference, score
+from dcgan.evaluate import Reference, load_reference, mean_energy, score
 from dcgan.schema import Row
 from dcgan.yardstick import FEATURES, extract, load_yardstick
 
@@ -353,6 +353,29 @@ def test_classifier_score_is_not_finite_where_a_prediction_is_not() -> None:
     assert math.isnan(metrics.classifier_score(probabilities))
 
 
+@pytest.mark.parametrize(
+    ("surest", "expected"),
+    [
+        ([0.9], 1.0),  # the boundary counts, as float32 holds it
+        ([0.9 - 1e-7], 0.0),
+        ([0.9 + 1e-7], 1.0),
+        ([0.1], 0.0),
+        ([1.0, 0.95, 0.9, 0.89, 0.5, 0.899999, 0.900001, 0.2], 0.5),
+        ([0.91, 0.4, 0.3], 1 / 3),
+    ],
+)
+def test_confident_share_by_hand(surest: list[float], expected: float) -> None:
+    probabilities = torch.stack([torch.full((10,), (1 - p) / 9) for p in surest])
+    for row, p in enumerate(surest):
+        probabilities[row, 7 * row % 10] = p  # sure of whichever digit
+    assert metrics.confident_share(probabilities) == pytest.approx(expected, rel=1e-15)
+
+
+def test_confident_share_is_of_one_digit_at_a_time() -> None:
+    """Two likely digits are no certainty, however little is left for the others."""
+    assert metrics.confident_share(torch.tensor([[0.5, 0.5] + 8 * [0.0], [0.89, 0.11] + 8 * [0.0]])) == 0
+
+
 COUNTS = {
     "even": [200] * 10,
     "one digit": [0, 0, 0, 2000, 0, 0, 0, 0, 0, 0],
@@ -409,6 +432,135 @@ def test_collapse_is_of_the_typical_image(repeated: float, expected: bool) -> No
     fake[: int(100 * repeated)] = 0.0
     real = torch.cat([torch.full((99,), 2.0), torch.tensor([1e6])])
     assert metrics.collapsed(torch.full((10,), 0.1).double(), real, fake) is expected
+
+
+# High-frequency energy
+
+
+def high_part(images: NDArray[np.float64]) -> NDArray[np.float64]:
+    """What of images (N, C, S, S) lies above a quarter of a cycle a pixel. The cut-off is of whole numbers: no rounding."""
+    fft, size = pytest.importorskip("scipy.fft"), images.shape[-1]
+    k = np.rint(fft.fftfreq(size) * size).astype(int)
+    part = fft.ifft2(fft.fft2(images) * (16 * (k[:, None] ** 2 + k**2) > size**2))
+    assert np.abs(part.imag).max() < 1e-12
+    return np.asarray(part.real)
+
+
+def energy_by_filter(images: NDArray[np.float64]) -> NDArray[np.float64]:
+    """Without Parseval's theorem: filtered, then squared pixel by pixel. (N,)"""
+    return np.asarray(np.square(high_part(images)).mean((1, 2, 3)))
+
+
+def energy_by_sums(images: NDArray[np.float64]) -> NDArray[np.float64]:
+    """Without an FFT: one wave after the other. (N,)"""
+    size, energy = images.shape[-1], np.zeros(len(images))
+    y, x = np.mgrid[:size, :size]
+    for u in range(size):
+        for v in range(size):
+            if 16 * (min(u, size - u) ** 2 + min(v, size - v) ** 2) > size**2:
+                wave = np.exp(-2j * np.pi * (u * y + v * x) / size)
+                energy += np.square(np.abs((images * wave).mean((2, 3)))).mean(1)
+    return energy
+
+
+@pytest.mark.parametrize("other", [energy_by_filter, energy_by_sums])
+@pytest.mark.parametrize(
+    ("count", "channels", "size"),
+    [(3, 1, 28), (3, 3, 16), (2, 1, 32), (2, 3, 15), (3, 1, 9), (2, 1, 29), (1, 1, 1), (1100, 1, 4), (1100, 3, 5)],
+)
+def test_high_frequency_energy_agrees_with(
+    other: Callable[[NDArray[np.float64]], NDArray[np.float64]], count: int, channels: int, size: int
+) -> None:
+    images = torch.rand(count, channels, size, size, generator=torch.Generator().manual_seed(5)) * 2 - 1
+    found = metrics.high_frequency_energy(images)
+    assert found.shape == (count,)
+    np.testing.assert_allclose(found.numpy(), other(images.double().numpy()), rtol=1e-5, atol=1e-12)
+
+
+def wave(size: int, down: int, across: int) -> Tensor:
+    """`down` and `across` cycles in an image of amplitude 1. (S, S)"""
+    y, x = np.mgrid[:size, :size]
+    return torch.from_numpy(np.cos(2 * np.pi * (down * y + across * x) / size + 0.4)).float()
+
+
+WAVES = [
+    (28, 0, 8, True),
+    (28, 8, 0, True),
+    (28, 0, 13, True),
+    (28, 3, 7, True),
+    (28, 5, 5, True),  # neither direction alone is above
+    (28, -5, 5, True),
+    (28, 0, 7, False),  # at the cut-off
+    (28, 7, 0, False),
+    (28, 4, 5, False),
+    (28, 4, -5, False),
+    (28, 1, 0, False),
+    (15, 0, 4, True),
+    (15, 7, 7, True),
+    (15, 3, 0, False),
+    (29, 8, 0, True),
+    (29, 0, 7, False),
+    (64, 16, 1, True),
+    (64, 16, 0, False),
+]
+
+
+@pytest.mark.parametrize(("size", "down", "across", "above"), WAVES)
+def test_energy_of_a_wave_is_half_its_amplitude_squared_or_nothing(size: int, down: int, across: int, above: bool) -> None:
+    of_one = 0.5 if above else 0.0
+    images = torch.stack([0.6 * wave(size, down, across), wave(size, down, across) - 0.7])[:, None]  # the mean is no energy
+    np.testing.assert_allclose(metrics.high_frequency_energy(images), [0.36 * of_one, of_one], rtol=1e-5, atol=1e-10)
+    coloured = torch.tensor([0.2, 0.4, 0.9])[:, None, None] * wave(size, down, across)  # a mean over channels
+    expected = of_one * (0.04 + 0.16 + 0.81) / 3
+    np.testing.assert_allclose(metrics.high_frequency_energy(coloured[None]), [expected], rtol=1e-5, atol=1e-10)
+
+
+@pytest.mark.parametrize("size", [1, 16, 28, 33])
+def test_energy_of_an_even_image_is_none_and_of_a_chequerboard_all(size: int) -> None:
+    assert metrics.high_frequency_energy(torch.full((2, 3, size, size), -1.0)).abs().max() < 1e-12
+    if size % 2 == 0:
+        board = torch.ones(size, size)
+        board[::2, ::2] = board[1::2, 1::2] = -1
+        np.testing.assert_allclose(metrics.high_frequency_energy(0.5 * board[None, None]), [0.25], rtol=1e-6)
+
+
+def test_energies_of_waves_add_up_and_the_low_ones_are_left_out() -> None:
+    mixed = 0.3 * wave(28, 0, 9) + 0.5 * wave(28, 11, -2) + 0.9 * wave(28, 2, 3) - 0.1
+    assert metrics.high_frequency_energy(mixed[None, None]).item() == pytest.approx((0.09 + 0.25) / 2, rel=1e-5)
+
+
+# Path length
+
+
+def arc(radius: float, angle: float, steps: int) -> list[list[float]]:
+    return [[radius * math.cos(a), radius * math.sin(a)] for a in np.linspace(0, angle, steps)]
+
+
+@pytest.mark.parametrize(
+    ("paths", "expected"),
+    [
+        ([[[0, 0], [3, 4], [6, 8]]], 10),  # a line
+        ([[[0, 0], [0.6, 0.8], [6, 8]]], 10),  # however it is divided
+        ([[[0, 0], [3, 4], [0, 0]]], 10),  # there and back, though the ends are the same
+        ([[[2, 1], [2, 1], [2, 1]]], 0),
+        ([[[0, 0], [1, 0], [1, 1], [0, 1], [0, 0]]], 4),
+        ([arc(5, math.pi / 2, 4)], 3 * 2 * 5 * math.sin(math.pi / 12)),  # chords
+        ([arc(5, math.pi / 2, 5000)], 5 * math.pi / 2),
+        ([[[0, 0], [3, 4]], [[100, 0], [100, 1]]], 3),  # a mean over paths, and no step from one to the next
+        ([[[1, 1]]], 0),
+    ],
+)
+def test_path_length_by_hand(paths: list[list[list[float]]], expected: float) -> None:
+    assert metrics.path_length(torch.tensor(paths, dtype=torch.float64)) == pytest.approx(expected, rel=1e-6)
+    moved = torch.tensor(paths, dtype=torch.float32) - 7
+    assert metrics.path_length(moved) == pytest.approx(expected, rel=1e-3)
+
+
+def test_path_length_agrees_with_numpy() -> None:
+    features = torch.randn(6, 8, FEATURES, generator=torch.Generator().manual_seed(2))
+    x = features.double().numpy()
+    lengths = [sum(float(np.linalg.norm(path[t + 1] - path[t])) for t in range(7)) for path in x]
+    assert metrics.path_length(features) == pytest.approx(np.mean(lengths), rel=1e-12)
 
 
 # The order of good and bad images, on real digits
@@ -493,6 +645,56 @@ def test_real_images_cover_real_images(rows: dict[str, Row]) -> None:
     assert real["classifier_score"] == pytest.approx(10, abs=0.3)
     for name in ("one class", "one image", "noise", "ten images"):
         assert rows[name]["sample_coverage"] < 0.2
+
+
+def test_sharpness_tells_blurred_and_noisy_from_real_digits(
+    rows: dict[str, Row], reference: Reference, held_out: Split
+) -> None:
+    assert 0.85 < rows["real"]["sharpness"] < 1.15
+    assert rows["blurred"]["sharpness"] < 0.1
+    assert rows["noise"]["sharpness"] > 5
+    unit = held_out.images.float() / 127.5 - 1
+    noise = torch.randn(unit.shape, generator=torch.Generator().manual_seed(1))
+    for blur, grain in ((0.5, 0.2), (0.7, 0.5)):  # milder than above
+        assert 0 < mean_energy(gaussian_blur(unit, [5, 5], [blur, blur])) / reference.energy < 0.7
+        assert mean_energy(unit + grain * noise) / reference.energy > 1.5
+    for split in ("train", "validation"):
+        assert 0.85 < mean_energy(load_split(MINI, split).images[: len(unit)]) / reference.energy < 1.15
+
+
+@pytest.mark.parametrize("name", ["real", "blurred"])
+def test_sharpness_is_a_quotient_of_energies(name: str, rows: dict[str, Row], held_out: Split) -> None:
+    images = {"real": held_out.images, "blurred": gaussian_blur(held_out.images, [5, 5], [1.0, 1.0])}[name]
+    mean, of_real = (
+        energy_by_filter(x.double().numpy() / 127.5 - 1).mean() for x in (images, load_split(MINI, "validation").images)
+    )
+    assert rows[name]["sharpness"] == pytest.approx(mean / of_real, rel=1e-5)
+
+
+@pytest.mark.parametrize(("size", "channels"), [(16, 1), (28, 3), (64, 1)])
+def test_sharpness_of_real_digits_is_1_at_any_size_and_in_colour(size: int, channels: int) -> None:
+    of_test, of_validation = (
+        mean_energy(load_split(Source("mnist-mini", size, channels), split).images[:400]) for split in ("test", "validation")
+    )
+    assert 0.85 < of_test / of_validation < 1.15
+
+
+def test_energy_is_the_same_for_uint8_float_and_double(held_out: Split) -> None:
+    images = held_out.images[:200]
+    unit = images.double() / 127.5 - 1
+    for same in (unit, unit.float()):
+        assert mean_energy(images) == pytest.approx(mean_energy(same), rel=1e-6)
+    assert mean_energy(images) == pytest.approx(energy_by_filter(unit.numpy()).mean(), rel=1e-5)
+
+
+def test_the_yardstick_is_sure_of_real_digits(rows: dict[str, Row], held_out: Split) -> None:
+    probabilities = extract(load_yardstick(CPU), held_out.images).probabilities
+    assert rows["real"]["confident_share"] == np.mean([max(p) >= np.float32(0.9) for p in probabilities.numpy()])
+    assert rows["real"]["confident_share"] > 0.97
+    assert rows["one image"]["confident_share"] in (0, 1)
+    some = held_out.images[:300].float()
+    crossed = (some + some.roll(1, 0)) / 255 - 1  # two digits, one over the other
+    assert metrics.confident_share(extract(load_yardstick(CPU), crossed).probabilities) < 0.7
 
 
 # From images to features

@@ -1,4 +1,5 @@
-"""`dcgan.evaluate`: what is known of the real split, its file that spares other processes the work, and the fixed noise."""
+"""`dcgan.evaluate`: what is known of the real split, its file that spares other processes the work, the fixed noise, and the
+paths between noises."""
 
 import copy
 import os
@@ -8,14 +9,27 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from torch import Tensor, nn
 
 from dcgan import checkpoint, evaluate, metrics
+from dcgan.config import TrainConfig
 from dcgan.data import Source, load_split
-from dcgan.evaluate import Reference, evaluation_noise, load_reference, reference_key
-from dcgan.yardstick import PATH, Yardstick, extract, fold, load_yardstick, unpack
+from dcgan.evaluate import (
+    Reference,
+    evaluation_noise,
+    generate,
+    great_circles,
+    load_reference,
+    path_length,
+    reference_key,
+    score,
+)
+from dcgan.models import build
+from dcgan.schema import COLUMNS
+from dcgan.yardstick import PATH, Extracted, Yardstick, extract, fold, load_yardstick, unpack
 
 CPU = torch.device("cpu")
 MINI = Source("mnist-mini")
@@ -110,6 +124,8 @@ def test_a_reference_describes_its_split(made: tuple[Reference, Path]) -> None:
     assert reference.within == metrics.within_kernel_mean(features)
     torch.testing.assert_close(reference.gaussian.mean, features.double().mean(0))
     torch.testing.assert_close(reference.gaussian.covariance, features.double().T.cov())
+    unit = real.double().div(127.5).sub(1)
+    assert reference.energy == pytest.approx(metrics.high_frequency_energy(unit).mean().item(), rel=1e-6)
     assert reference.fid_real == metrics.frechet_distance(metrics.gaussian(features), metrics.gaussian(of_train))
     assert 0 < reference.fid_real < 1
 
@@ -200,6 +216,27 @@ def test_a_damaged_file_is_worked_out_and_written_again(
     place.write_bytes(damage(made[1].read_bytes()))
     assert_same(load_reference(MINI, "validation"), made[0])
     assert files(data_dir) == [place]
+    assert checkpoint.read(place).keys() == set(Reference._fields)
+    load_reference.cache_clear()
+    no_work()
+    assert_same(load_reference(MINI, "validation"), made[0])
+
+
+@pytest.mark.parametrize(
+    "forge",
+    [
+        lambda saved: {name: value for name, value in saved.items() if name != "energy"},  # as an older one
+        lambda saved: saved | {"sharpness": 1.0},
+        lambda saved: {},
+    ],
+    ids=["without energy", "one more", "empty"],
+)
+def test_a_whole_file_of_other_fields_is_worked_out_and_written_again(
+    forge: Callable[[dict[str, Any]], dict[str, Any]], made: tuple[Reference, Path], place: Path, no_work: Callable[[], None]
+) -> None:
+    checkpoint.write(place, forge(checkpoint.read(made[1])))
+    assert checkpoint.read(place).keys() != set(Reference._fields)  # its seal holds
+    assert_same(load_reference(MINI, "validation"), made[0])
     assert checkpoint.read(place).keys() == set(Reference._fields)
     load_reference.cache_clear()
     no_work()
@@ -338,6 +375,171 @@ def test_evaluation_noise_leaves_the_random_stream_alone() -> None:
     before = torch.get_rng_state()
     evaluation_noise(50, 3, CPU)
     assert torch.equal(torch.get_rng_state(), before)
+
+
+# Great circles
+
+
+def ends(pairs: int, latent_size: int, norm: float | None = None) -> Tensor:
+    """Both ends of some paths, of the same norm if one is given. (2, P, Z)"""
+    noise = torch.randn(2, pairs, latent_size, generator=torch.Generator().manual_seed(11))
+    return noise if norm is None else norm * nn.functional.normalize(noise, dim=-1)
+
+
+@pytest.mark.parametrize("latent_size", [2, 3, 100])
+@pytest.mark.parametrize("steps", [2, 5, 8])
+def test_great_circles_turn_one_end_into_the_other(steps: int, latent_size: int) -> None:
+    """With ends of one norm, each point is the first end turned by its share of the angle between them."""
+    a, b = ends(20, latent_size, norm=7.0)
+    found = great_circles(a, b, steps)
+    assert found.shape == (20, steps, latent_size)
+    for path, start, end in zip(found.double().numpy(), a.double().numpy(), b.double().numpy(), strict=True):
+        along = start @ end / np.linalg.norm(start) ** 2
+        across = end - along * start
+        angle = np.arctan2(np.linalg.norm(across), along * np.linalg.norm(start))
+        across *= np.linalg.norm(start) / np.linalg.norm(across)
+        expected = [np.cos(t * angle) * start + np.sin(t * angle) * across for t in np.linspace(0, 1, steps)]
+        np.testing.assert_allclose(path, expected, atol=2e-3)
+        np.testing.assert_allclose(np.linalg.norm(path, axis=1), 7, rtol=1e-3)
+        chords = np.linalg.norm(np.diff(path, axis=0), axis=1)
+        np.testing.assert_allclose(chords, 14 * np.sin(angle / (steps - 1) / 2), atol=2e-3)
+
+
+def test_great_circles_begin_and_end_in_their_noises() -> None:
+    """Of unequal norms, as noises are."""
+    a, b = ends(50, 100)
+    circles = great_circles(a, b, 6)
+    torch.testing.assert_close(circles[:, 0], a)
+    torch.testing.assert_close(circles[:, -1], b)
+    torch.testing.assert_close(great_circles(b, a, 6), circles.flip(1))
+    norms_of_ends, inside = torch.stack([a, b]).norm(dim=-1), circles.norm(dim=-1)
+    assert (inside > 0.9 * norms_of_ends.amin(0)[:, None]).all()
+    assert (inside < 1.1 * norms_of_ends.amax(0)[:, None]).all()
+
+
+@pytest.mark.parametrize("latent_size", [1, 2, 100])
+@pytest.mark.parametrize("factor", [1.0, 1.7, -1.0, -0.6], ids=["same", "parallel", "opposite", "antiparallel"])
+def test_noises_on_one_line_are_joined_by_it(factor: float, latent_size: int) -> None:
+    """No great circle goes through them; rounding puts the cosine of some above 1."""
+    a, _ = ends(300, latent_size)
+    circles = great_circles(a, factor * a, 5)
+    assert circles.isfinite().all()
+    expected = torch.stack([(1 + (factor - 1) * t / 4) * a for t in range(5)], 1)
+    torch.testing.assert_close(circles, expected, atol=1e-5, rtol=1e-5)
+
+
+@pytest.mark.parametrize("off", [1e-7, 1e-5, 1e-4, 1e-3, 1e-2])
+@pytest.mark.parametrize("sign", [1, -1])
+def test_nearly_parallel_noises_stay_finite_and_in_range(sign: int, off: float) -> None:
+    a, other = ends(300, 100)
+    b = sign * a + off * other
+    circles = great_circles(a, b, 5)
+    assert circles.isfinite().all()
+    torch.testing.assert_close(circles[:, 0], a, atol=1e-4, rtol=1e-4)
+    torch.testing.assert_close(circles[:, -1], b, atol=1e-4, rtol=1e-4)
+    if sign > 0:
+        torch.testing.assert_close(circles.norm(dim=-1), a.norm(dim=-1)[:, None].expand(300, 5), atol=0, rtol=0.02)
+
+
+# The length of a generator's paths
+
+
+class Echo(nn.Module):
+    """Returns its noise."""
+
+    def forward(self, noise: Tensor) -> Tensor:
+        return noise
+
+
+class Steep(nn.Module):
+    """Fixed patterns weighed by the noise: how steeply they follow it is `scale`."""
+
+    def __init__(self, scale: float) -> None:
+        super().__init__()
+        rng = torch.Generator().manual_seed(4)
+        self.weight = scale * torch.randn(100, 28 * 28, generator=rng) / 10
+
+    def forward(self, noise: Tensor) -> Tensor:
+        return (noise @ self.weight).tanh().view(-1, 1, 28, 28)
+
+
+class Album(nn.Module):
+    """Real digits, one for each range of the noise's first value: the more `pages`, the more often it jumps."""
+
+    def __init__(self, pages: int) -> None:
+        super().__init__()
+        self.pages = load_split(MINI, "test").images[:pages].float() / 127.5 - 1
+
+    def forward(self, noise: Tensor) -> Tensor:
+        uniform = 0.5 + 0.5 * (noise[:, 0] / 2**0.5).erf()
+        return self.pages[(uniform * len(self.pages)).long().clamp(max=len(self.pages) - 1)]
+
+
+def test_path_length_is_of_32_great_circles_in_8_steps(monkeypatch: pytest.MonkeyPatch) -> None:
+    """With the noise itself for image and features."""
+    monkeypatch.setattr(evaluate, "extract", lambda yardstick, images: Extracted(images, images))
+    noise = torch.randn(64, 20, generator=torch.Generator().manual_seed(evaluate.NOISE_SEED)).double().numpy()
+    lengths = []
+    for start, end in zip(noise[:32], noise[32:], strict=True):
+        angle = np.arccos(start @ end / np.linalg.norm(start) / np.linalg.norm(end))
+        t = np.linspace(0, 1, 8)[:, None]
+        path = (np.sin((1 - t) * angle) * start + np.sin(t * angle) * end) / np.sin(angle)
+        lengths.append(np.linalg.norm(np.diff(path, axis=0), axis=1).sum())
+    assert path_length(Echo(), 20, CPU) == pytest.approx(np.mean(lengths), rel=1e-5)
+
+
+def test_path_length_of_a_generator_that_ignores_its_noise_is_0() -> None:
+    assert path_length(Steep(0), 100, CPU) == pytest.approx(0, abs=1e-3)
+    assert path_length(Album(1), 100, CPU) == pytest.approx(0, abs=1e-3)
+
+
+def test_path_length_grows_with_how_steeply_images_follow_the_noise() -> None:
+    gentle, even, steep = (path_length(Steep(scale), 100, CPU) for scale in (0.03, 0.3, 30))
+    assert 0.01 < gentle < even / 2
+    assert even < steep
+
+
+def test_path_length_grows_with_jumps() -> None:
+    one, two, many = (path_length(Album(pages), 100, CPU) for pages in (1, 2, 300))
+    assert one < two < many / 2
+
+
+@pytest.mark.parametrize("training", [False, True])
+def test_path_length_is_repeatable_and_leaves_everything_as_it_was(training: bool) -> None:
+    generator = build(TrainConfig(generator_width=2, discriminator_width=2, image_size=16))[0].train(training)
+    before, stream = copy.deepcopy(generator.state_dict()), torch.get_rng_state()
+    noise = evaluation_noise(64, 100, CPU).clone()
+    first = path_length(generator, 100, CPU)
+    torch.manual_seed(77)
+    assert path_length(generator, 100, CPU) == first > 0
+    torch.set_rng_state(stream)
+    path_length(generator, 100, CPU)
+    assert torch.equal(torch.get_rng_state(), stream)
+    assert torch.equal(evaluation_noise(64, 100, CPU), noise)
+    assert generator.training == training
+    assert all(torch.equal(tensor, before[name]) for name, tensor in generator.state_dict().items())
+
+
+# A row
+
+
+def test_evaluate_gives_every_quality_column_and_no_other(made: tuple[Reference, Path]) -> None:
+    names = list(COLUMNS)
+    quality = names[names.index("fid") : names.index("collapsed") + 1]
+    config = TrainConfig(generator_width=2, discriminator_width=2, image_size=28, latent_size=9)
+    generator = build(config)[0]
+    reference = made[0]._replace(features=made[0].features[:120], radii=made[0].radii[:120])
+    row = evaluate.evaluate(generator, config, reference)
+    assert sorted(row) == sorted(quality)
+    assert {name: type(row[name]) for name in quality} == dict.fromkeys(quality, float) | {
+        "digits_covered": int,
+        "collapsed": bool,
+    }
+    assert all(np.isfinite(value) for value in row.values())
+    images = generate(generator, evaluation_noise(120, 9, CPU))
+    assert row == score(images, reference) | {"path_length": path_length(generator, 9, CPU)}
+    assert row["sharpness"] == evaluate.mean_energy(images) / made[0].energy
+    assert {"confident_share", "sharpness", "path_length"} < row.keys() - evaluate.protocol(reference).keys()
 
 
 # The yardstick's batch norms, folded

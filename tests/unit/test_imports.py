@@ -58,5 +58,5 @@ def test_inside_tune_rays_library_is_called_ray_tune() -> None:
 
 def test_analysis_starts_without_torch_and_ray() -> None:
     """In a new process, since this one has them already."""
-    check = "import sys, analysis.load, analysis.tables; assert not {'torch', 'ray'} & set(sys.modules)"
+    check = "import sys, analysis.report, analysis.rungs; assert not {'torch', 'ray'} & set(sys.modules)"
     subprocess.run([sys.executable, "-c", check], cwd=ROOT, check=True)
