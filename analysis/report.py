@@ -31,7 +31,7 @@ PARTS = {
 }
 """Searches by name, in the order in which they are read, and their titles."""
 SHOWN_TRIALS = 3
-FRAME_MS, LAST_MS = 700, 2500
+FRAME_MS, LAST_MS, SHADES = 700, 2500, 16
 BESIDE = ("sharpness", "path_length", "sample_coverage", "seconds_train", "images_per_second")
 """Columns whose means stand beside the metric's, level by level."""
 
@@ -123,7 +123,7 @@ def animation(frames: Sequence[Path]) -> bytes:
     """A GIF of images of one size, which dwells on the last."""
     from PIL import Image
 
-    images = [Image.open(frame).convert("L") for frame in frames]
+    images = [Image.open(frame).convert("L").quantize(SHADES) for frame in frames]
     durations = [FRAME_MS] * (len(images) - 1) + [LAST_MS]
     buffer = io.BytesIO()
     images[0].save(buffer, "GIF", save_all=True, append_images=images[1:], duration=durations, loop=0)
@@ -215,7 +215,9 @@ def _search_section(run: Run) -> Section:
 def _levels(run: Run, axis: str) -> pd.DataFrame:
     """The comparison of an axis's levels, as texts."""
     table = tables.compare(run.by_seed, axis)
-    text = table[[axis, "trials", "finished", "stopped", "failed", "n"]].astype(str)
+    text = (
+        table[[axis, "trials", "finished", "stopped", "failed", "n"]].astype(str).fillna("unknown")
+    )  # settings that could not be read
     for name, sign in (("mean", ""), ("difference", "+")):
         ends = table[[name, f"{name}_low", f"{name}_high"]].itertuples(index=False)
         text[f"{METRIC}, {name}"] = [cli.spread(value, low, high, sign) for value, low, high in ends]

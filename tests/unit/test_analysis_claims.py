@@ -116,14 +116,15 @@ def test_measures_are_of_the_best_epoch() -> None:
 
 
 def test_pairs_are_pooled_by_seed() -> None:
-    """Deeper by 1 and 3 points, wider by 2 and 6: the means by seed are 1.5 and 4.5, or as many pairs as 2."""
+    """Deeper by 1 and 3 points, wider by 2 and 6, an extra conv by 6 and 6: the means by seed are 3 and 5."""
     frame = study(
         trial(sample_coverage=by_seed([0.5, 0.5])),
         trial(DEEP, sample_coverage=by_seed([0.51, 0.53])),
         trial(WIDE, sample_coverage=by_seed([0.52, 0.56])),
+        trial({"extra_convs": 1}, sample_coverage=by_seed([0.56, 0.56])),
     )
     row = ask(frame, "detail")
-    assert found(row) == pytest.approx(ends([1.5, 4.5]))
+    assert found(row) == pytest.approx(ends([3, 5]))
     assert row["n"] == 2
 
 
@@ -144,9 +145,12 @@ def test_scores_of_another_protocol_are_no_pair() -> None:
 
 def test_nets_must_change_together() -> None:
     sharp = by_seed([0.9, 0.91])
-    lopsided, deep = trial({"generator_depth": 3}, sharpness=sharp), trial(DEEP, sharpness=sharp)
-    assert ask(study(trial(), lopsided), "deeper")["n"] == 0
-    assert found(ask(study(deep, trial(sharpness=sharp), lopsided.assign(sharpness=0.1)), "deeper")) == [0, 0, 0]
+    lopsided = [
+        trial({"generator_depth": g, "discriminator_depth": d}, sharpness=by_seed([0.1, 0.1])) for g, d in ((3, 2), (3, 4))
+    ]
+    assert ask(study(trial(sharpness=sharp), *lopsided), "deeper")["n"] == 0
+    row = ask(study(trial(sharpness=sharp), trial(DEEP, sharpness=sharp), *lopsided), "deeper")
+    assert row[["effect", "n"]].to_list() == [0, 2]
 
 
 def test_only_finished_trials_count() -> None:
