@@ -18,7 +18,7 @@ from typing import Any
 import pandas as pd
 
 from analysis import claims, cli, confirm, figures, tables
-from analysis.load import STATUSES, load_trials, local, read_search, run_names
+from analysis.load import STATUSES, is_trial, load_trials, local, read_search, run_names
 from analysis.page import Block, Code, Picture, Section, Table, to_html, to_markdown
 from dcgan.schema import COLUMNS, METRIC
 
@@ -102,28 +102,39 @@ def _read_run(path: str, name: str, folder: Path) -> Run:
 def _pictures(folder: Path, name: str, ranked: pd.DataFrame) -> list[Picture]:
     """Real digits, those of the best trials, interpolations of the best, and what it drew over the epochs; as there are."""
     best = list(ranked.dropna(subset=METRIC)["trial"][:SHOWN_TRIALS])
-    files = {"real.png": f"{name}: real digits of the validation split"}
-    for rank, trial in enumerate(best, start=1):
-        files[f"{trial}/samples/best.png"] = f"{name}: {trial}, rank {rank}, its best epoch, from fixed noise"
-    files["interpolation.png"] = f"{name}: {', '.join(best[:1])} along great circles between two noises, from left to right"
+    trials = {trial: folder if is_trial(folder) else folder / trial for trial in best}  # a single run is its own trial
+    files = {"real": (folder / "real.png", "real digits of the validation split")}
+    for rank, (trial, path) in enumerate(trials.items(), start=1):
+        caption = f"{trial}, rank {rank}, its best epoch, from fixed noise"
+        files[f"{trial}-best"] = (path / "samples" / "best.png", caption)
+    for trial in best[:1]:
+        caption = f"{trial} along great circles between two noises, from left to right"
+        files["interpolation"] = (folder / "interpolation.png", caption)
     pictures = [
-        Picture(name=f"{name}-{file.replace('/samples/', '-')}", caption=caption, content=(folder / file).read_bytes())
-        for file, caption in files.items()
-        if (folder / file).is_file()
+        Picture(name=f"{name}-{what}.png", caption=f"{name}: {caption}", content=path.read_bytes())
+        for what, (path, caption) in files.items()
+        if path.is_file()
     ]
     for trial in best[:1]:
-        if len(frames := sorted((folder / trial / "samples").glob("epoch_*.png"))) > 1:
+        if len(frames := sorted((trials[trial] / "samples").glob("epoch_*.png"))) > 1:
             epochs = ", ".join(str(int(frame.stem.removeprefix("epoch_"))) for frame in frames)
             caption = f"{name}: {trial} over training, the same noise: epochs {epochs}"
-            pictures.append(Picture(name=f"{name}-{trial}-epochs.gif", caption=caption, content=animation(frames)))
+            try:
+                pictures.append(Picture(name=f"{name}-{trial}-epochs.gif", caption=caption, content=animation(frames)))
+            except OSError as error:
+                warnings.warn(f"an image of {trials[trial] / 'samples'} is damaged, so no animation: {error}", stacklevel=2)
     return pictures
 
 
 def animation(frames: Sequence[Path]) -> bytes:
-    """A GIF of images of one size, which dwells on the last."""
+    """A GIF of images of one size, which dwells on the last.
+
+    Raises:
+        OSError: one of them is damaged.
+    """
     from PIL import Image
 
-    images = [Image.open(frame).convert("L").quantize(SHADES) for frame in frames]
+    images = [Image.open(frame).convert("RGB").quantize(SHADES) for frame in frames]
     durations = [FRAME_MS] * (len(images) - 1) + [LAST_MS]
     buffer = io.BytesIO()
     images[0].save(buffer, "GIF", save_all=True, append_images=images[1:], duration=durations, loop=0)
@@ -156,9 +167,10 @@ def _summary(runs: Sequence[Run], verdicts: pd.DataFrame) -> Section:
     first = order[0]
     assert first.best is not None
     picked = "It was picked for this very value, which flatters it, and was not trained anew on fresh seeds."
-    what = _settings(first, first.best) or "the baseline"
-    said = " ".join(first.sentences) or picked
-    blocks.append(f"The best is {first.best['trial']} of {first.name}, {METRIC} {first.best[METRIC]:.2f}: {what}. {said}")
+    what = (
+        f"The best is {first.best['trial']} of {first.name}, {METRIC} {first.best[METRIC]:.2f}: {_settings(first, first.best)}."
+    )
+    blocks.append(f"{what} {' '.join(first.sentences) or picked}")
     counted = verdicts["verdict"].value_counts()
     counts = ", ".join(f"{counted.get(verdict, 0)} {verdict}" for verdict in ("supported", "contradicted", "undecided"))
     blocks.append(f"Of the earlier report's {len(verdicts)} claims that can be measured: {counts} (see Claims).")
@@ -172,7 +184,7 @@ def _best_row(run: Run) -> dict[str, Any]:
     best = run.best
     assert best is not None
     row = {"search": run.name, "trials": str(len(run.ranked)), "best": best["trial"], METRIC: f"{best[METRIC]:.2f}"}
-    row |= {"settings": _settings(run, best) or "as the baseline", "best epoch": f"{best['best_epoch']}"}
+    row |= {"settings": _settings(run, best), "best epoch": f"{best['best_epoch']}"}
     confirmed = run.confirmed[run.confirmed["trial"] == best["trial"]] if run.confirmed is not None else pd.DataFrame()
     for name in ("validation", "test"):
         values = [cli.spread(c[name], c[f"{name}_low"], c[f"{name}_high"]) for _, c in confirmed.iterrows()]
@@ -221,6 +233,7 @@ def _levels(run: Run, axis: str) -> pd.DataFrame:
     for name, sign in (("mean", ""), ("difference", "+")):
         ends = table[[name, f"{name}_low", f"{name}_high"]].itertuples(index=False)
         text[f"{METRIC}, {name}"] = [cli.spread(value, low, high, sign) for value, low, high in ends]
+    text.loc[table["difference"] == 0, f"{METRIC}, difference"] = "best"
     text["Cliff's delta"] = table["cliffs_delta"].map("{:+.2f}".format).replace("+nan", "")
     for name in BESIDE:
         text[name] = [f"{value:.3g}" if pd.notna(value) else "" for value in tables.compare(run.by_seed, axis, name)["mean"]]
@@ -288,7 +301,8 @@ def command(arguments: dict[str, Any]) -> str:
 def _settings(run: Run, trial: pd.Series) -> str:
     """A trial's own settings, as a person says them."""
     known = {name: trial[name] for name in run.search.get("axes", {}) if name in trial}
-    return ", ".join(f"{name} {v:.3g}" if isinstance(v, float) else f"{name} {v}" for name, v in known.items())
+    texts = [f"{name} {v:.3g}" if isinstance(v, float) else f"{name} {v}" for name, v in known.items()]
+    return ", ".join(texts) or ("the baseline" if run.kind == "baseline" else "the only setting")
 
 
 def _counts(statuses: pd.Series) -> str:

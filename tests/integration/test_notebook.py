@@ -44,5 +44,5 @@ def test_it_imports_analysis_and_holds_no_logic(kept: Any) -> None:
     nodes = [node for tree in trees for node in ast.walk(tree)]
     imported = {node.module.split(".")[0] for node in nodes if isinstance(node, ast.ImportFrom) and node.module}
     imported |= {alias.name.split(".")[0] for node in nodes if isinstance(node, ast.Import) for alias in node.names}
-    assert imported == {"analysis", "tempfile", "zipfile", "pathlib", "IPython"}
+    assert imported == {"analysis", "tempfile", "warnings", "zipfile", "pathlib", "IPython"}
     assert not [node for node in nodes if isinstance(node, ast.FunctionDef | ast.ClassDef | ast.If | ast.For | ast.While)]

@@ -20,7 +20,7 @@ from PIL import Image
 from playwright.sync_api import Browser, Page, sync_playwright
 
 from analysis.load import INTEGERS, RESULTS
-from analysis.report import write
+from analysis.report import main, write
 
 CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
 AXES = {
@@ -200,8 +200,11 @@ def test_what_is_damaged_is_named_and_the_rest_told(tmp_path: Path) -> None:
         file.write('{"epoch": 4, "fi')
     rows = folder / "trial_0002" / "result.json"
     rows.write_text(rows.read_text().replace('"kid"', '"qid"'))
+    for number in range(3):
+        (folder / f"trial_000{number}" / "samples" / "epoch_003.png").write_bytes(png(3)[:40])
     write([str(folder)], tmp_path / "out")
     text = (tmp_path / "out" / "report.md").read_text()
+    assert re.search(r"^Left out: an image of .*/trial_000\d/samples is damaged", text, re.MULTILINE)
     for name, what in (("trial_0000/params.json", "missing"), ("trial_0001/result.json", "line 4"), ("trial_0002", "qid")):
         assert re.search(rf"^Left out: .*{name}.*{what}", text, re.MULTILINE), name
     assert all(f"trial_000{n}" in text for n in range(3))
@@ -219,6 +222,8 @@ def test_several_searches_make_one_report_in_markdown_too(tmp_path: Path) -> Non
     for file in re.findall(r"\]\(([^)]+)\)", text):
         assert (tmp_path / "out" / file).stat().st_size > 100, file
     assert "--set a=1" in text
+    write([str(first / "trial_0000")], tmp_path / "one")  # a single run
+    assert "![trial_0000: trial_0000, rank 1" in (tmp_path / "one" / "report.md").read_text()
     gifs = re.findall(rb"data:image/gif;base64,([^\"]+)", page.read_bytes())
     frames = [Image.open(io.BytesIO(base64.b64decode(gif))).n_frames for gif in gifs]
     assert frames == [2, 2]  # epochs 1 and 3 of each best trial
@@ -234,3 +239,17 @@ def test_a_report_can_be_made_of_an_object_store(tmp_path: Path) -> None:
     write([str(folder)], tmp_path / "here")
     texts = [(tmp_path / out / "report.md").read_text() for out in ("remote", "here")]
     assert texts[0].replace("memory://bucket/hparams", str(folder)) == texts[1]
+
+
+def test_the_command_line_writes_into_a_searchs_own_folder_and_names_what_it_cannot_read(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    folder = make_search(tmp_path / "hparams", ["finished"] * 2, epochs=2)
+    monkeypatch.setattr("sys.argv", ["report", str(folder)])
+    main()
+    assert capsys.readouterr().out.strip() == str(folder / "report.html")
+    assert (folder / "report.md").is_file()
+    monkeypatch.setattr("sys.argv", ["report", str(folder), str(tmp_path / "none")])
+    with pytest.raises(SystemExit, match="2"):
+        main()
+    assert f"no results at {tmp_path / 'none'}" in capsys.readouterr().err
