@@ -38,18 +38,26 @@ def unsupported(precision: str, device: torch.device) -> str | None:
 
 @functools.cache
 def cpu_bfloat16_slowdown() -> float:
-    """Time of a convolution in bfloat16 over the same in float32 on this CPU: the best of three, warmed up."""
+    """Time of a convolution in bfloat16 over the same in float32 on this CPU.
+
+    The best of ten each, warmed up, by one thread: on a busy machine several would measure how long they wait for each other.
+    """
 
     def seconds(dtype: torch.dtype) -> float:
         images, kernel = torch.ones(16, 32, 14, 14, dtype=dtype), torch.ones(64, 32, 4, 4, dtype=dtype)
         times = []
-        for _ in range(4):
+        for _ in range(11):
             start = time.perf_counter()
             F.conv2d(images, kernel, stride=2)
             times.append(time.perf_counter() - start)
         return min(times[1:])
 
-    return seconds(torch.bfloat16) / seconds(torch.float32)
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        return seconds(torch.bfloat16) / seconds(torch.float32)
+    finally:
+        torch.set_num_threads(threads)
 
 
 def absurdly_slow(precision: str, device: torch.device) -> str | None:

@@ -198,7 +198,6 @@ class Tracker:
         run.finish()
         if self.mode == "online" and "dashboard" not in self.ledger:
             self.ledger["dashboard"] = dashboard(run.entity, run.project, self.folder.name, self.search["axes"]).save().url
-            print(f"all runs in one dashboard: {self.ledger['dashboard']}", flush=True)
         self.ledger["answers"].append(answer)
         self.save()
 
@@ -286,6 +285,14 @@ def tracking(folder: Path, mode: str, stop: "Stop") -> Iterator[None]:
         else:
             if failed:
                 print(f"W&B was not told all: see {folder / LOG}; tell it by: python -m tune.track {folder}")
+            if url := dashboard_url(folder):
+                print(f"W&B's dashboard of all runs: {url}")
+
+
+def dashboard_url(folder: Path) -> str | None:
+    """Where a search's dashboard is, if it has one."""
+    ledger = folder / LEDGER
+    return json.loads(ledger.read_text()).get("dashboard") if ledger.is_file() else None
 
 
 def wait_for_end(stream: IO[str]) -> threading.Event:

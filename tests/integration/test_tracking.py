@@ -20,7 +20,7 @@ from tensorboardX.proto.event_pb2 import Event
 from analysis.load import load_trials
 from analysis.tables import ranking
 from dcgan.schema import COLUMNS
-from tune.track import dashboard
+from tune.track import dashboard, dashboard_url
 
 SEARCH = ["--search", "hparams", "--num-trials", "4", "--epochs", "3", "--wandb", "offline"]
 KEY = "f00dfacef00dfacef00dfacef00dfacef00dface"
@@ -41,7 +41,8 @@ class Run:
     history: list[dict[str, Any]] = field(default_factory=list)
     summary: dict[str, Any] = field(default_factory=dict)
     tags: list[str] = field(default_factory=list)
-    artifacts: list[str] = field(default_factory=list)
+    artifacts: dict[str, set[str]] = field(default_factory=dict)
+    """The files in each, by its type."""
     files: list[str] = field(default_factory=list)
     folders: list[Path] = field(default_factory=list)
 
@@ -70,7 +71,7 @@ def read_runs(folder: Path) -> dict[str, Run]:
             elif record["type"] == "summary":
                 found.summary |= content.get("update", {})
             elif record["type"] == "artifact":
-                found.artifacts.append(content["type"])
+                found.artifacts[content["type"]] = {entry["path"] for entry in content["manifest"]["contents"]}
             elif record["type"] == "files":
                 found.files += [file["path"] for file in content["files"]]
         assert records[-1]["type"] == "exit", "the run is not complete"
@@ -142,7 +143,8 @@ def test_a_search_is_told_whole(tmp_path: Path) -> None:
     assert summary.summary["best/trial"] == table["trial"][0]
     assert summary.summary["best/fid"] == pytest.approx(table["fid"][0])
     assert summary.history[0]["best trials.captions"] == list(table["trial"])
-    assert {"model", "answer"} <= set(summary.artifacts)
+    assert summary.artifacts["model"] == {"checkpoint.pt"}
+    assert {"table.csv", "best.json", "confirm.md", "report.html"} <= summary.artifacts["answer"]
     assert any(file.startswith("media/plotly/settings") for file in summary.files)
     (trials,) = (file for file in summary.files if file.startswith("media/table/trials"))
     content = json.loads((summary.folders[0] / "files" / trials).read_text())
@@ -249,3 +251,11 @@ def test_the_dashboard_shows_the_searchs_runs_alone_with_samples_and_settings() 
         ("config:optimizer.value", False),
         ("summary:best/fid", None),
     ]
+
+
+def test_the_dashboards_address_is_known_once_it_is_made(tmp_path: Path) -> None:
+    assert dashboard_url(tmp_path) is None
+    (tmp_path / "wandb.json").write_text('{"told": {}}')
+    assert dashboard_url(tmp_path) is None
+    (tmp_path / "wandb.json").write_text('{"dashboard": "https://example.org/view"}')
+    assert dashboard_url(tmp_path) == "https://example.org/view"
