@@ -27,10 +27,10 @@ COLUMNS: Final[dict[str, str]] = {
     "classifier_score": "exp of the mean KL from the predicted digit to its marginal, 1 to 10; higher is better",
     "confident_share": "share of generated images of whose digit the classifier is sure (probability at least 0.9), 0 to 1",
     "sharpness": "high-frequency energy of generated over that of real images; below 1 is blurred, above is noisy",
-    "path_length": "mean length, in feature space, of great circles between noises; less is a smoother transition",
     "digits_covered": "digits that make up at least 1 % of the generated images, 0 to 10; the smallest over replicas",
     "digit_kl": "KL of the generated digit histogram from uniform, nats; 0 is best",
     "collapsed": "true if fewer than half of the digits appear or the samples nearly repeat one another, in any replica",
+    "path_length": "mean length, in feature space, of great circles between noises; less is a smoother transition",
     "fid_std": "sample standard deviation of fid over replicas; 0 with one",
     "by_replica": "only with several replicas: each replica's training and quality columns, lists in the order of seeds",
     # Cost
