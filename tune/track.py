@@ -18,7 +18,7 @@ import shutil
 import subprocess
 import sys
 import threading
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import IO, TYPE_CHECKING, Any
 
@@ -43,6 +43,8 @@ PROJECT = "dcgan-tune"  # unless WANDB_PROJECT names another
 POLL_SECONDS = 3.0
 FINISH_SECONDS = 60.0  # that a search waits, at its end, for its runs to be complete
 INIT_SECONDS = 20.0  # after which an unreachable server is given up, and runs are kept offline
+ANSWERS = ("table.csv", "table.md", "best.json", "best.png", "confirm.csv", "confirm.md")  # what a search found
+REPORTS = ("report.html", "report.md")  # the same, but for the time at which they were made
 BEST = 5  # trials whose samples are shown side by side
 CHARTS = {
     "Quality": (METRIC, "sample_coverage", "sharpness", "path_length"),
@@ -169,7 +171,7 @@ class Tracker:
         """One more run, of the search: its table, the samples of the best, importances, the answer and the best G."""
         import wandb
 
-        answer = hashlib.sha256(b"".join(path.read_bytes() for path in self.answers())).hexdigest()
+        answer = hashlib.sha256(b"".join(path.read_bytes() for path in self.files(ANSWERS))).hexdigest()
         with (self.folder / "table.csv").open() as file:
             table: list[dict[str, Any]] = [{k: number(cell) for k, cell in row.items()} for row in csv.DictReader(file)]
         ranked = [row for row in table if row[METRIC] is not None]
@@ -188,7 +190,7 @@ class Tracker:
         if len(self.search["axes"]) > 1:
             shown["settings"] = wandb.Plotly(optuna.visualization.plot_parallel_coordinate(study))
         run.log(shown, step=len(self.ledger["answers"]))
-        files = {"model": [self.folder / ranked[0]["trial"] / checkpoint.NAME], "answer": self.answers()}
+        files = {"model": [self.folder / ranked[0]["trial"] / checkpoint.NAME], "answer": self.files(ANSWERS + REPORTS)}
         for kind, paths in files.items():
             artifact = wandb.Artifact(f"{self.folder.name}-{kind}", type=kind)
             for path in paths:
@@ -201,9 +203,8 @@ class Tracker:
         self.ledger["answers"].append(answer)
         self.save()
 
-    def answers(self) -> list[Path]:
-        """The files that say what a search found."""
-        names = ("table.csv", "table.md", "best.json", "best.png", "confirm.csv", "confirm.md", "report.html", "report.md")
+    def files(self, names: Sequence[str]) -> list[Path]:
+        """Those of these files that the search has."""
         return [self.folder / name for name in names if (self.folder / name).is_file()]
 
 
