@@ -193,6 +193,17 @@ def test_a_search_in_any_state_makes_a_whole_page(browser: Browser, tmp_path: Pa
         assert "training diverged <in> epoch" in text  # escaped
 
 
+def test_a_settings_text_cannot_end_or_hide_the_page(browser: Browser, tmp_path: Path) -> None:
+    folder = make_search(tmp_path / "hparams", ["finished"] * 3, epochs=2)
+    for number, text in enumerate(("adam", "</script><script>throw 1</script>", "<!--<script>")):
+        file = folder / f"trial_000{number}" / "params.json"
+        file.write_text(json.dumps(json.loads(file.read_text()) | {"optimizer": text}))
+    opened = Opened(browser, write([str(folder)], tmp_path / "out", page_only=True))
+    assert opened.draw_all() >= 5
+    assert opened.wrong == []
+    assert "<!--<script>" in opened.column("hparams", "optimizer")
+
+
 def test_what_is_damaged_is_named_and_the_rest_told(tmp_path: Path) -> None:
     folder = make_search(tmp_path / "hparams", ["finished"] * 3, epochs=3)
     (folder / "trial_0000" / "params.json").unlink()
