@@ -59,7 +59,7 @@ def to_html(sections: Sequence[Section], title: str) -> str:
     folder = jinja2.FileSystemLoader(Path(__file__).parent)
     environment = jinja2.Environment(loader=folder, autoescape=True, undefined=jinja2.StrictUndefined)
     environment.filters["kind"] = lambda block: type(block).__name__
-    environment.filters["plotly"] = lambda chart: Markup(draw.to_plotly(chart).to_json().replace("<", "\\u003c"))
+    environment.filters["plotly"] = lambda chart: Markup(draw.to_plotly(chart).to_json())  # which escapes <
     environment.filters["uri"] = lambda p: f"data:image/{Path(p.name).suffix[1:]};base64,{base64.b64encode(p.content).decode()}"
     made = f"{datetime.datetime.now():%Y-%m-%d %H:%M}"
     page = environment.get_template("report.html.jinja")
