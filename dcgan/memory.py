@@ -41,9 +41,11 @@ def process_bytes(device: torch.device) -> int:
     return peak_bytes(device)
 
 
-def limit(share: float) -> None:
-    """Keeps this process to a share of its GPU, so that one that takes too much fails alone and not its neighbours."""
+def limit(share: float, gib: float = 0.0) -> None:
+    """Keeps this process to a share of its GPU, or to so many GiB of it if that is more, so that one that takes too much
+    fails alone and not its neighbours."""
     total = torch.cuda.get_device_properties(torch.cuda.current_device()).total_memory
+    share = min(1.0, max(share, gib * 2**30 / total))
     torch.cuda.set_per_process_memory_fraction(max(share / 2, share - CUDA_CONTEXT_BYTES / total))
 
 

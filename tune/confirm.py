@@ -35,6 +35,7 @@ def confirm_plan(plan: Plan, top: int, count: int, record: dict[str, Any]) -> Pl
         first = plan.search.base.seed + plan.search.base.replicas
         stage = {"candidates": candidates(plan, top), "seeds": list(range(first, first + count)), "top": top}
         checkpoint.replace(file, (json.dumps(record | stage, indent=2) + "\n").encode())
+        plan.store.put(file)
     stage = json.loads(file.read_text())
     seeds = stage["seeds"]
     if (stage["top"], len(seeds)) != (top, count):
@@ -77,6 +78,7 @@ def judge(stage: Plan, device: torch.device) -> None:
         folder = stage.trial_folder(trial.number)
         if (folder / TEST_FILE).exists():
             continue
+        stage.store.get(f"confirm/{folder.name}/{checkpoint.NAME}")
         generator, config, epoch = checkpoint.load_generator(folder)
         reference = load_reference(source(config, stage.data_dir, device), "test")
         scores = {"epoch": epoch, **evaluate(generator.to(device), config, reference)}

@@ -7,6 +7,7 @@ a second, or does not fit.
 import multiprocessing
 import threading
 import time
+from collections.abc import Mapping, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from functools import partial
 from pathlib import Path
@@ -19,6 +20,7 @@ from dcgan.config import TrainConfig
 from dcgan.data import load_split, source
 from dcgan.evaluate import evaluate, load_reference
 from dcgan.loop import make_update, new_states, train_epoch
+from tune.cluster import Cluster, Node, result
 from tune.searches import Search
 
 GAIN = 1.05  # a doubling must train so many times the images
@@ -56,6 +58,57 @@ def measured_share(search: Search, data_dir: Path | None, device: torch.device, 
     print(f"packing  images/s of so many of the largest trials side by side: {speeds}; each takes "
           f"{found[0].bytes / 2**30:.1f} of {total / 2**30:.0f} GiB: {processes} on a GPU")  # fmt: skip
     return 1 / processes
+
+
+def cluster_share(search: Search, data_dir: Path | None, cluster: Cluster) -> tuple[float, float]:
+    """The share of a GPU for each trial on a cluster, and the GPU memory that it asks for besides, GiB; measured on the machine
+    whose GPUs are the largest, and printed.
+
+    Raises:
+        MemoryError: not even one trial fits.
+    """
+    nodes = [node for node in cluster.refreshed() if node.gpus]
+    calls = {node.name: cluster.call(node, gpu_gib, gpus=node.gpus) for node in nodes}
+    sizes = {name: result(call) for name, call in calls.items()}
+    node = max(nodes, key=lambda node: sizes[node.name])
+    cpus = max(1, int(node.cpus / node.gpus))
+    found = result(cluster.call(node, measure_here, largest(search), data_dir, cpus, gpus=1))
+    each = found[0].bytes / 2**30
+    share, gib = pack(choose(found), each, sizes, nodes)
+    asked = f"{share:.3g} of a GPU" + (f" and {gib:.1f} GiB" if gib else "")
+    print(f"packing  the largest trial takes {each:.1f} GiB; on a GPU of {sizes[node.name]:.0f} GiB ({node.name}) it pays to "
+          f"have {choose(found)} side by side: trials ask for {asked}")  # fmt: skip
+    return share, gib
+
+
+def gpu_gib() -> float:
+    """Memory of this machine's smallest GPU, GiB."""
+    return min(torch.cuda.mem_get_info(i)[1] for i in range(torch.cuda.device_count())) / 2**30
+
+
+def measure_here(config: TrainConfig, data_dir: Path | None, cpus: int) -> list[Packed]:
+    """`probe` on this machine's GPU."""
+    device = torch.device("cuda")
+    return probe(config, data_dir, device, cpus, torch.cuda.mem_get_info(device)[0])
+
+
+def pack(most: int, each: float, sizes: Mapping[str, float], nodes: Sequence[Node]) -> tuple[float, float]:
+    """The share of a GPU and the memory, GiB, for which a trial asks.
+
+    Where every machine with GPUs declares their memory, Ray counts it, so that a small GPU gets as many trials as it holds
+    and a large one as many as pay. Of a machine with several GPUs Ray knows only the sum, and fills the first GPU first, so
+    that there the share has to be right by itself; as it has everywhere if some machine does not declare.
+
+    Args:
+        most: trials that pay on the largest GPU.
+        each: memory of a trial, GiB.
+        sizes: memory of a GPU, GiB, by name of the machine.
+        nodes: machines with GPUs.
+    """
+    holds = {name: max(1, int(USABLE * size / each)) for name, size in sizes.items()}
+    declared = all(node.gpu_gib for node in nodes)
+    counted = [node.name for node in nodes if node.gpus > 1 or not declared]
+    return 1 / min([most, *(holds[name] for name in counted)]), each / USABLE if declared else 0.0
 
 
 def probe(config: TrainConfig, data_dir: Path | None, device: torch.device, most: int, total_bytes: int) -> list[Packed]:

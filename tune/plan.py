@@ -8,7 +8,8 @@ import shlex
 import sys
 import tempfile
 import time
-from dataclasses import dataclass
+from collections.abc import Sequence
+from dataclasses import dataclass, field
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -25,11 +26,14 @@ from dcgan.evaluate import device_name, evaluate, load_reference, protocol
 from dcgan.graph import WARM_UP
 from dcgan.loop import make_update, new_state, new_states, train_epoch
 from dcgan.schema import COLUMNS, METRIC
+from tune.cluster import GPU_MEMORY, Node, There, here
+from tune.cluster import describe as describe_cluster
 from tune.searches import OBJECTIVES, SEARCHES, Point, Search
+from tune.storage import LOCK as LOCK
+from tune.storage import Store
 
 REDUCTION_FACTOR = 3  # ASHA keeps the best third at each rung (Li et al. 2020, arXiv 1810.05934)
 SEARCH_FILE = "search.json"
-LOCK = ".lock"
 optuna.logging.set_verbosity(optuna.logging.WARNING)  # it announces each study
 CPU_QUOTA = Path("/sys/fs/cgroup/cpu.max")
 SAMPLERS = ("tpe", "random", "grid")
@@ -53,13 +57,21 @@ class Plan:
     seed: int
     data_dir: Path | None
     folder: Path
-    """Where everything is written: storage path and name."""
+    """Where everything is written: storage path and name, or this machine's copy of that."""
+    store: Store = field(default_factory=lambda: Store(Path()))
+    """The storage that `folder`, or the one above it, is a copy of, if it is one."""
     slots: int
     """Trials that can train at the same time."""
     cpus: int
     """CPU threads of a trial."""
     gpus: float
     """Share of a GPU that a trial asks for; 0 on a machine without one."""
+    gpu_gib: float = 0.0
+    """GPU memory that a trial asks for besides, where GPUs of several sizes are packed by it, GiB."""
+    address: str = ""
+    """The cluster's; none where Ray is started on this machine alone."""
+    nodes: Sequence[Node] = ()
+    """The cluster's machines, as the plan was made."""
     confirm: int
     """Best settings to train again after the search; 0 leaves that out."""
     confirm_seeds: int
@@ -91,7 +103,27 @@ class Plan:
     @property
     def resume_command(self) -> str:
         """The command that goes on with an interrupted search."""
-        return f"python -m tune.run --resume {self.folder.name} --storage {shlex.quote(str(self.folder.parent))}"
+        storage, _, name = self.location.rpartition("/")
+        command = f"python -m tune.run --resume {name} --storage {shlex.quote(storage)}"
+        return f"{command} --address {self.address}" if self.address else command
+
+    @property
+    def location(self) -> str:
+        """Where everything is found: the folder, or its URI."""
+        inside = self.folder.relative_to(self.store.folder) if self.store.uri else Path()
+        return "/".join([self.store.uri, *inside.parts]) if self.store.uri else str(self.folder)
+
+    @property
+    def keep(self) -> list[int]:
+        """Epochs at which a trial may end, or be taken over by another, so that none may be missing from the storage."""
+        steps = range(self.grace_period, self.epochs, self.grace_period) if self.scheduler == "pbt" else self.rungs
+        return [*steps, self.epochs]
+
+    @property
+    def request(self) -> dict[str, float]:
+        """What a trial asks of Ray."""
+        memory = {GPU_MEMORY: self.gpu_gib} if self.gpu_gib else {}
+        return {"cpu": self.cpus, "gpu": self.gpus, **memory}
 
     def trial_folder(self, number: int) -> Path:
         """Where the trial of a number keeps its settings, rows and checkpoint."""
@@ -113,15 +145,16 @@ def default_grace_period(epochs: int) -> int:
     return max(1, round(epochs / 6))
 
 
-def resources(gpus_per_trial: float, max_concurrent: int | None) -> tuple[int, int, float]:
-    """Slots, CPUs and GPU share of a trial: as many trials at once as fit on this machine.
+def resources(gpus_per_trial: float, max_concurrent: int | None, room: tuple[int, int] | None = None) -> tuple[int, int, float]:
+    """Slots, CPUs and GPU share of a trial: as many trials at once as fit.
 
     `gpus_per_trial` is the least share; with fewer trials than would fit they are spread over GPUs and take more each.
     Without a GPU each trial takes one CPU: two one-thread trials train more images a second than one of two threads.
+    `room`: CPUs and GPUs of a cluster; None takes this machine's.
     """
-    slots, gpus = min(usable_cpus(), max_concurrent or sys.maxsize), 0.0
-    if torch.cuda.is_available():
-        devices = torch.cuda.device_count()
+    cpus, devices = room or (usable_cpus(), torch.cuda.device_count() if torch.cuda.is_available() else 0)
+    slots, gpus = min(cpus, max_concurrent or sys.maxsize), 0.0
+    if devices:
         slots = min(slots, devices * int(1 / gpus_per_trial))
         gpus = 1 / math.ceil(slots / devices)  # Ray fills one GPU before the next; so each has as many trials
     return slots, 1, gpus
@@ -135,13 +168,19 @@ def usable_cpus() -> int:
     return cpus
 
 
-def preflight(plan: Plan, device: torch.device) -> None:
-    """Finds, before Ray starts, what would make every trial fail.
+def preflight(plan: Plan, device: torch.device, there: There = here) -> None:
+    """Finds, before any trial starts, what would make every one fail.
 
     Raises:
         ValueError: precision or batch size cannot work.
         OSError: the data cannot be had, or the results cannot be written.
     """
+    there(check_trials, plan, device)
+    check_writable(plan)
+
+
+def check_trials(plan: Plan, device: torch.device) -> None:
+    """The part of `preflight` that is for a machine where trials run."""
     base = plan.search.base
     if reason := precision.unsupported(base.precision, device):
         raise ValueError(reason)
@@ -149,6 +188,10 @@ def preflight(plan: Plan, device: torch.device) -> None:
     largest = max([base.batch_size, *_choices(plan.search.axes.get("batch_size"))])
     if largest > len(images):
         raise ValueError(f"batch_size is {largest}; the training split of {base.dataset} holds {len(images)} images")
+
+
+def check_writable(plan: Plan) -> None:
+    """The part of `preflight` that is for the machine of the driver."""
     try:
         plan.folder.parent.mkdir(parents=True, exist_ok=True)
         tempfile.TemporaryFile(dir=plan.folder.parent).close()
@@ -203,7 +246,8 @@ def describe(plan: Plan, chosen: str, cost: float | None) -> str:
     doc = " ".join((SEARCHES[search.name].__doc__ or "").split())
     epochs = plan.num_trials * plan.expected_epochs()
     seconds = epochs * (cost or 0) / plan.concurrent
-    gpus = f" and {plan.gpus:g} GPU" if plan.gpus else ""
+    gpus = f" and {plan.gpus:.3g} GPU" if plan.gpus else ""
+    gpus += f" with {plan.gpu_gib:.1f} GiB" if plan.gpu_gib else ""
     seeds = f", each on {base.replicas} seeds" if base.replicas > 1 else ""
     first = "the report's grid" if plan.sampler == "grid" else f"{plan.sampler}, the first at the baseline"
     first += f", then {len(plan.points) - 1} of an earlier search" if plan.sampler != "grid" and plan.points[1:] else ""
@@ -213,6 +257,7 @@ def describe(plan: Plan, chosen: str, cost: float | None) -> str:
     lines = [
         ("search", f"{search.name}: {doc}"),
         ("preset", chosen),
+        ("cluster", describe_cluster(plan.nodes) if plan.nodes else ""),
         ("data", f"{base.dataset}, {base.image_size} × {base.image_size}, width {base.generator_width}, {plan.epochs} epochs"),
         *(("space" if i == 0 else "", line) for i, line in enumerate(space or ["a single setting"])),
         (
@@ -226,7 +271,7 @@ def describe(plan: Plan, chosen: str, cost: float | None) -> str:
             f"about {epochs:.0f} epochs at {cost:.1f} s: about {duration(seconds)}" if cost else "",
         ),
         ("confirm", describe_confirm(plan, cost) if plan.confirm else ""),
-        ("results", str(plan.folder)),
+        ("results", plan.location),
     ]
     return "\n".join(f"{name:<8} {text}" for name, text in lines if text)
 

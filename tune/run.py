@@ -22,8 +22,8 @@ from dcgan.config import DATASETS, TrainConfig
 from dcgan.data import default_data_dir, load_split, source, to_unit_range
 from dcgan.precision import absurdly_slow, default_device, usable
 from dcgan.schema import METRIC
+from tune.cluster import Cluster, There, check_storage, check_versions, here
 from tune.plan import (
-    LOCK,
     SAMPLERS,
     SCHEDULERS,
     SEARCH_FILE,
@@ -38,15 +38,16 @@ from tune.plan import (
     usable_cpus,
 )
 from tune.searches import DEMO, OBJECTIVES, PRESETS, REPORT, SEARCHES, Point, Search, make_search
+from tune.storage import LOCK, place, stored
 
 if TYPE_CHECKING:
     from tune.runner import Stop  # Ray takes 2 s to import, which --help and errors need not wait for
 
-ON_RESUMING = ("resume", "storage", "dry_run", "confirm", "confirm_seeds", "retry_failed", "wandb")
+ON_RESUMING = ("resume", "storage", "address", "dry_run", "confirm", "confirm_seeds", "retry_failed", "wandb")
 CHANGED = ("confirm", "confirm_seeds", "wandb")  # on resuming, if given
 GRID = 64  # images of a sample grid
 ROWS, STEPS = 8, 10  # strips of interpolated images, and images of each
-NOT_KEPT = ("resume", "storage", "dry_run", "name", "retry_failed")
+NOT_KEPT = ("resume", "storage", "address", "dry_run", "name", "retry_failed")
 
 
 def make_parser() -> cli.Parser:
@@ -75,17 +76,19 @@ def make_parser() -> cli.Parser:
     add("--grace-period", type=int, metavar="N", help="epochs before ASHA's first decision (default: a sixth of them)")
     add("--replicas", type=int, metavar="R", help="seeds that each trial trains; their mean counts (default: 1)")
     add("--objectives", metavar="A,B", help=f"columns to optimise together, {METRIC} first: {', '.join(OBJECTIVES)}")
-    add("--points-from", type=Path, metavar="RUN", help="begin with the best settings of an earlier search's folder")
+    add("--points-from", metavar="RUN", help="begin with the best settings of an earlier search's folder, or its URI")
     add("--set", action="append", default=[], metavar="KEY=VALUE", help="fix a setting: ema_decay=0.999; repeatable")
     add("--max-concurrent", type=int, metavar="N", help="trials at a time (default: all that fit; 1 repeats exactly)")
     add(
         "--gpus-per-trial", default="0.25", metavar="X",
-        help="GPU share of a trial, if there is one; auto measures how many of the largest fit and pay (default: 0.25)",
+        help="GPU share of a trial, if there is one; auto measures how many of the largest fit and pay, on GPUs of several "
+        "sizes by their memory (default: 0.25)",
     )  # fmt: skip
     add("--seed", type=int, default=0, help="seed of the sampler and of every trial (default: 0)")
     add("--confirm", type=int, metavar="K", help="train the best K again on fresh seeds, after; 0: not (default: the preset's)")
     add("--confirm-seeds", type=int, metavar="N", help="fresh seeds of each (default: the preset's)")
-    add("--storage", type=Path, default=Path("runs"), metavar="DIR", help="folder of all searches (default: runs)")
+    add("--address", metavar="HOST:PORT", help="Ray cluster to run on; auto: the one this machine is of (default: no other)")
+    add("--storage", default="runs", metavar="DIR", help="folder of all searches, or s3://… or gs://… (default: runs)")
     add("--name", help="this search's folder in it (default: search, date and time)")
     add("--resume", metavar="NAME", help="go on with the search of that name")
     add("--retry-failed", action="store_true", help="with --resume: begin failed trials anew, from their last epoch")
@@ -98,7 +101,9 @@ def make_parser() -> cli.Parser:
     return parser
 
 
-def read_plan(args: argparse.Namespace, device: torch.device, points: list[Point] | None = None) -> Plan:
+def read_plan(
+    args: argparse.Namespace, device: torch.device, points: list[Point] | None = None, cluster: Cluster | None = None
+) -> Plan:
     """The plan that a command line with a settled preset asks for. `points` are those of the search to resume.
 
     Raises:
@@ -115,7 +120,8 @@ def read_plan(args: argparse.Namespace, device: torch.device, points: list[Point
     settings = parse_settings(args.set)
     given = {"dataset": args.dataset, "epochs": args.epochs, "seed": args.seed, "replicas": args.replicas}
     settings |= {name: value for name, value in given.items() if value is not None}
-    search = make_search(args.search, preset, usable(device), settings)
+    there = cluster.there if cluster else here
+    search = make_search(args.search, preset, there(usable, device), settings)
     sampler = args.sampler or search.sampler
     objectives = parse_objectives(args.objectives)
     scheduler = args.scheduler or ("fifo" if sampler == "grid" or len(objectives) > 1 else "asha")
@@ -128,11 +134,14 @@ def read_plan(args: argparse.Namespace, device: torch.device, points: list[Point
     check_search(search, scheduler, objectives, args.confirm)
     if grace_period > search.base.epochs:
         raise ValueError(f"--grace-period is {grace_period}; allowed is up to the {search.base.epochs} epochs of a trial")
-    data_dir = (args.data_dir or default_data_dir()).expanduser().absolute()  # workers run in other folders
-    share = gpu_share(args, search, data_dir, device)
-    slots, cpus, gpus = resources(share, args.max_concurrent)
+    data_dir = args.data_dir.expanduser().absolute() if args.data_dir else None  # workers run in other folders
+    if not cluster:  # of whose machines each knows its own
+        data_dir = data_dir or default_data_dir()
+    share, gib = gpu_share(args, search, data_dir, device, cluster)
+    slots, cpus, gpus = resources(share, args.max_concurrent, cluster.room if cluster else None)
     name = args.name or f"{search.name}-{datetime.datetime.now():%Y%m%d-%H%M%S}"
     check_name("--name", name)
+    store = place(args.storage, name, several=bool(cluster and cluster.several))
     return Plan(
         search=search,
         sampler=sampler,
@@ -143,29 +152,40 @@ def read_plan(args: argparse.Namespace, device: torch.device, points: list[Point
         grace_period=grace_period,
         seed=args.seed,
         data_dir=data_dir,
-        folder=args.storage.expanduser().absolute() / name,
+        folder=store.folder,
+        store=store,
         slots=slots,
         cpus=cpus,
         gpus=gpus,
+        gpu_gib=gib,
+        address=cluster.address if cluster else "",
+        nodes=cluster.nodes if cluster else (),
         confirm=0 if scheduler == "pbt" else preset.confirm if args.confirm is None else args.confirm,
         confirm_seeds=args.confirm_seeds or preset.confirm_seeds,
     )
 
 
-def gpu_share(args: argparse.Namespace, search: Search, data_dir: Path, device: torch.device) -> float:
-    """The share of a GPU that each trial gets; measured if that was asked for, and kept for resuming.
+def gpu_share(
+    args: argparse.Namespace, search: Search, data_dir: Path | None, device: torch.device, cluster: Cluster | None = None
+) -> tuple[float, float]:
+    """The share of a GPU that each trial gets, and the GPU memory, GiB, that it asks for besides; measured for `auto`.
+
+    On one machine what was measured is kept for resuming; a cluster may have other GPUs by then.
 
     Raises:
         ValueError: it is no share.
     """
     if args.gpus_per_trial == "auto" and device.type == "cuda":
-        from tune.packing import measured_share
+        from tune.packing import cluster_share, measured_share
 
+        if cluster:
+            return cluster_share(search, data_dir, cluster)
+        assert data_dir
         args.gpus_per_trial = measured_share(search, data_dir, device, usable_cpus())
     with contextlib.suppress(ValueError):
         share = 1.0 if args.gpus_per_trial == "auto" else float(args.gpus_per_trial)  # without a GPU it means nothing
         if 0 < share <= 1:
-            return share
+            return share, 0.0
     raise ValueError(f"--gpus-per-trial is {args.gpus_per_trial}; allowed is above 0, up to 1 (a trial uses one GPU), or auto")
 
 
@@ -197,7 +217,7 @@ def parse_objectives(text: str | None) -> tuple[str, ...]:
     return names
 
 
-def first_points(search: Search, sampler: str, num_trials: int, earlier: Path | None) -> list[Point]:
+def first_points(search: Search, sampler: str, num_trials: int, earlier: str | Path | None) -> list[Point]:
     """Points tried before the sampler proposes any: the whole grid, or the baseline and the best of an earlier search."""
     if sampler == "grid":
         if earlier:
@@ -207,14 +227,19 @@ def first_points(search: Search, sampler: str, num_trials: int, earlier: Path | 
         raise ValueError(f"--points-from does not go with --search {search.name}, which varies nothing")
     if not search.axes:
         return [search.baseline()]
-    from tune.study import best_points
+    if not earlier:
+        return [search.baseline()]
+    from tune.study import STUDY, best_points
 
-    return [search.baseline(), *(best_points(earlier, search, max(1, num_trials // 3)) if earlier else [])]
+    store = stored(str(earlier), purpose="earlier")
+    store.get(STUDY)
+    return [search.baseline(), *best_points(store.folder, search, max(1, num_trials // 3))]
 
 
 def choose_preset(args: argparse.Namespace, device: torch.device) -> str:
     """Settles `args.preset` where the user left it open, and says how it was chosen."""
-    reason = "as asked" if args.preset else f"since there is {'a' if device.type == 'cuda' else 'no'} GPU here"
+    where = "in the cluster" if args.address else "here"
+    reason = "as asked" if args.preset else f"since there is {'a' if device.type == 'cuda' else 'no'} GPU {where}"
     args.preset = args.preset or (REPORT if device.type == "cuda" else DEMO).name
     return f"{args.preset}, {reason}" + (" (--preset report is the full study)" if args.preset == DEMO.name else "")
 
@@ -257,21 +282,23 @@ def saved_search(args: argparse.Namespace, parser: argparse.ArgumentParser) -> t
     if changed := [name for name, value in vars(args).items() if value != defaults[name] and name not in ON_RESUMING]:
         flags = ", ".join(f"--{name.replace('_', '-')}" for name in changed)
         raise ValueError(f"{flags} cannot go with --resume: the search keeps its own settings")
-    storage = args.storage.expanduser().absolute()
-    file = storage / args.resume / SEARCH_FILE
+    store = place(args.storage, args.resume, several=False)
+    store.get(SEARCH_FILE)
+    file = store.folder / SEARCH_FILE
     if not file.is_file():
-        there = ", ".join(sorted(path.parent.name for path in storage.glob(f"*/{SEARCH_FILE}"))) or "none"
-        raise FileNotFoundError(f"no search {args.resume!r} in {storage}; there: {there}")
+        there = ", ".join(store.siblings(SEARCH_FILE)) or "none"
+        raise FileNotFoundError(f"no search {args.resume!r} in {store.location.rpartition('/')[0]}; there: {there}")
     try:
         content = json.loads(file.read_text())
         saved, points = content["arguments"], content["points"]
-        kept = {name: saved[name] for name in defaults if name not in NOT_KEPT} | {"data_dir": Path(saved["data_dir"])}
+        kept = {name: saved[name] for name in defaults if name not in NOT_KEPT}
+        kept["data_dir"] = Path(kept["data_dir"]) if kept["data_dir"] else None
     except (ValueError, KeyError, TypeError) as error:
         raise ValueError(
             f"{file} is damaged, or of an older version ({error!r}); its trials can still be read by python -m analysis.tables"
         ) from error
     kept |= {name: value for name in CHANGED if (value := getattr(args, name)) is not None}
-    return argparse.Namespace(**kept, storage=args.storage, name=args.resume), points
+    return argparse.Namespace(**kept, storage=args.storage, address=args.address, name=args.resume), points
 
 
 def check_space(plan: Plan) -> None:
@@ -280,6 +307,7 @@ def check_space(plan: Plan) -> None:
     Raises:
         ValueError: names what differs.
     """
+    plan.store.get(SEARCH_FILE)
     was = json.loads((plan.folder / SEARCH_FILE).read_text())["axes"]
     now = describe_axes(plan)
     if differing := [f"{name} was over {was.get(name)}, is over {text}" for name, text in now.items() if was.get(name) != text]:
@@ -306,25 +334,29 @@ def run(args: argparse.Namespace, parser: argparse.ArgumentParser) -> int:
     dry_run, resume, retry = args.dry_run, args.resume, args.retry_failed
     if retry and not resume:
         raise ValueError("--retry-failed goes with --resume NAME")
-    device, points = default_device(), None
+    points = None
+    args.address = args.address or os.environ.get("RAY_ADDRESS")  # which Ray sets for a job
     if resume:
         args, points = saved_search(args, parser)
+    cluster = Cluster(args.address) if args.address else None
+    there: There = cluster.there if cluster else here
+    if cluster:
+        check_versions(cluster)
+        if not cluster.ready:
+            print("waiting for a machine that trials can run on, which the cluster starts now", flush=True)
+    device = there(default_device)
     chosen = choose_preset(args, device)
-    plan = read_plan(args, device, points)
+    plan = read_plan(args, device, points, cluster)
+    if plan.store.uri:
+        check_storage(plan.store, cluster)
     if resume:
         check_space(plan)
-    # a folder without a description is what a search leaves that is killed as it begins
-    if (
-        not resume
-        and plan.folder.exists()
-        and any(path.name != LOCK and path.suffix != ".tmp" for path in plan.folder.iterdir())
-    ):
-        raise ValueError(
-            f"{plan.folder} holds a search; go on with it by --resume {plan.folder.name}, or choose another --name"
-        )
-    preflight(plan, device)
-    print(describe(plan, chosen, None if resume else seconds_per_epoch(plan, device)), flush=True)
-    if slow := absurdly_slow(plan.search.base.precision, device):
+    elif holds_search(plan):
+        name = plan.folder.name
+        raise ValueError(f"{plan.location} holds a search; go on with it by --resume {name}, or choose another --name")
+    preflight(plan, device, there)
+    print(describe(plan, chosen, None if resume else there(seconds_per_epoch, plan, device)), flush=True)
+    if slow := there(absurdly_slow, plan.search.base.precision, device):
         print(f"warning  {slow}")
     if dry_run:
         return 0
@@ -335,41 +367,53 @@ def run(args: argparse.Namespace, parser: argparse.ArgumentParser) -> int:
     else:
         kept = {name: value for name, value in vars(args).items() if name not in NOT_KEPT}
         paths = {name: str(value) for name, value in kept.items() if isinstance(value, Path)}
-        description = record(plan, kept | paths | {"data_dir": str(plan.data_dir)}, device)
+        arguments = kept | paths | {"data_dir": str(plan.data_dir) if plan.data_dir else None}
+        description = there(record, plan, arguments, device)
 
     from tune import study
     from tune.runner import run_plan, session
-    from tune.track import default_mode, tracking
+    from tune.track import default_mode, tracked, tracking
     from tune.track import describe as describe_tracking
 
     mode = args.wandb or default_mode()
-    print(f"{'tracking':<8} {describe_tracking(mode, plan.folder)}\n", flush=True)
+    print(f"{'tracking':<8} {describe_tracking(mode, tracked(plan.location).folder)}\n", flush=True)
     found, interrupted = False, True
     try:
-        with session(plan, description) as stop, tracking(plan.folder, mode, stop):
+        with session(plan, description) as stop, tracking(plan, mode, stop):
             if retry:
                 print(f"retrying {study.retry_failed(plan)} failed trials")
             run_plan(plan, stop)
             interrupted = stop.asked
             found = answer(plan)
             if found and plan.confirm and not stop.asked:
-                confirm(plan, device, stop)
+                confirm(plan, stop)
                 interrupted = stop.asked
             if found and not interrupted:
                 from analysis.report import write
 
-                print(f"\nreport: {write([str(plan.folder)], plan.folder, page_only=True)}")
+                page = write([str(plan.folder)], plan.folder, page_only=True)
+                print(f"\nreport: {plan.location}/{page.name}")
+            plan.store.put()
     except KeyboardInterrupt:  # before Ray was up, or for the second time
         interrupted = True
     if found:
-        command = f"python -m analysis.report {shlex.quote(str(plan.folder))}"
+        command = f"python -m analysis.report {shlex.quote(plan.location)}"
         print(f"\nagain, with figures for a paper, or of several searches: {command}")
     if interrupted:
         print(f"\nstopped; go on with: {plan.resume_command}")
     return 130 if interrupted else 0 if found else 1
 
 
-def confirm(plan: Plan, device: torch.device, stop: "Stop") -> None:
+def holds_search(plan: Plan) -> bool:
+    """Whether there is something at the plan's place. A folder without a description is what is left of a search that is
+    killed as it begins."""
+    if plan.store.uri:
+        return plan.store.has(SEARCH_FILE)
+    files = plan.folder.iterdir() if plan.folder.exists() else ()
+    return any(path.name != LOCK and path.suffix != ".tmp" for path in files)
+
+
+def confirm(plan: Plan, stop: "Stop") -> None:
     """Trains the best settings anew, within a session, and prints how the search's estimates held."""
     from analysis.confirm import write
     from tune.confirm import confirm_plan, judge
@@ -379,7 +423,7 @@ def confirm(plan: Plan, device: torch.device, stop: "Stop") -> None:
     print(f"\nconfirming on fresh seeds: {stage.num_trials} runs of {stage.epochs} epochs", flush=True)
     run_plan(stage, stop)
     if not stop.asked:
-        judge(stage, device)
+        judge(stage, default_device())
     print(f"\n{write(plan.folder)[1]}")
 
 
@@ -404,6 +448,7 @@ def answer(plan: Plan) -> bool:
     print("  " + ", ".join(f"{name} {value}" for name, value in config.to_dict().items()))
     written = {"table": "table.csv, table.md", "config": "best.json", "trials": "trial_*/", "study": "study.db"}
     try:
+        plan.store.get(f"{best['trial']}/{checkpoint.NAME}")
         generator, config, _ = checkpoint.load_generator(plan.folder / best["trial"])
         save_grid(sample(generator, config.latent_size, GRID), plan.folder / "best.png")
         save_grid(interpolate(generator, config.latent_size, STEPS, ROWS, seed=0), plan.folder / "interpolation.png", STEPS)
@@ -412,7 +457,7 @@ def answer(plan: Plan) -> bool:
         written |= {"samples": "best.png, interpolation.png", "checkpoint": f"{best['trial']}/{checkpoint.NAME}"}
     except (FileNotFoundError, ValueError) as error:
         print(f"no samples: {error}", file=sys.stderr)
-    print(f"\neverything is in {plan.folder}:")
+    print(f"\neverything is in {plan.location}:")
     print("\n".join(f"  {what:<11}{where}" for what, where in written.items()))
     return True
 

@@ -7,9 +7,11 @@ import logging
 import os
 import shutil
 import signal
+import socket
 import threading
+import time
 import types
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from functools import partial
 from typing import Any
 
@@ -19,10 +21,11 @@ from ray import tune as ray_tune
 from ray.tune.experiment import Trial
 
 from dcgan import checkpoint
-from tune.plan import LOCK, SEARCH_FILE, Plan
+from tune.plan import SEARCH_FILE, Plan
 from tune.progress import Progress, cause_of
 from tune.schedulers import make_scheduler
-from tune.study import StudySearch, open_study, take_over_folders
+from tune.storage import LOCK, StorageError
+from tune.study import STUDY, StudySearch, open_study, take_over_folders
 from tune.trainable import ERROR, trainable
 
 MAX_FAILURES = 2  # of one trial without an epoch between them: killed workers, lost nodes
@@ -63,10 +66,13 @@ class Stop:
         os._exit(130)
 
     def watch(self) -> None:
-        """Stops at once if a part of the local Ray node dies: the driver would wait for it without end."""
+        """Stops at once if a part of Ray dies that the driver would wait for without end: of its own node, or the head."""
         node: Any = ray._private.worker._global_node
         while not self.over.wait(1):
-            if dead := [kind for kind, _ in node.dead_processes() if kind in ("raylet", "gcs_server")]:
+            dead = [kind for kind, _ in node.dead_processes() if kind in ("raylet", "gcs_server")]
+            if self.plan.address and not answers(ray.get_runtime_context().gcs_address):
+                dead = ["head"]
+            if dead:
                 print(f"\nRay's {', '.join(dead)} died: killed, or out of memory?", flush=True)
                 self.at_once()
 
@@ -82,9 +88,12 @@ def session(plan: Plan, description: dict[str, Any] | None = None) -> Iterator[S
     plan.folder.mkdir(exist_ok=True)
     try:
         with FileLock(plan.folder / LOCK, timeout=0):
+            plan.store.begin()
             if description:
                 checkpoint.replace(plan.folder / SEARCH_FILE, (json.dumps(description, indent=2) + "\n").encode())
-            with local_ray(plan.slots * plan.cpus), stop_signals(stop):
+                plan.store.put(plan.folder / SEARCH_FILE)
+            hush()
+            with contextlib.nullcontext() if plan.address else local_ray(plan.slots * plan.cpus), stop_signals(stop):
                 yield stop
     except Timeout:
         raise OSError(f"{plan.folder} is in use: the search is running") from None
@@ -98,6 +107,7 @@ def run_plan(plan: Plan, stop: Stop) -> None:
         ValueError: the study is damaged.
     """
     study = open_study(plan.folder, plan.objectives)
+    plan.store.decide(plan.folder / STUDY)  # retries are decisions, too
     if not study.get_trials() and any(plan.folder.glob("trial_*")):
         raise ValueError(
             f"{plan.folder} holds trials, but its study.db none: it is lost; read them by python -m analysis.tables"
@@ -118,27 +128,31 @@ def run_plan(plan: Plan, stop: Stop) -> None:
         if stop.asked:
             stop.timer.cancel()
         shutil.rmtree(plan.folder / SCRATCH, ignore_errors=True)
+    plan.store.get_small()
     if faults.storage:
         raise faults.storage
 
 
-def tuner(plan: Plan, searcher: StudySearch, faults: "Faults") -> ray_tune.Tuner:
-    """Ray's tuner for what is left of the plan."""
+def tuner(plan: Plan, searcher: StudySearch, faults: "Faults", train: Callable[..., None] = trainable) -> ray_tune.Tuner:
+    """Ray's tuner for what is left of the plan. (`train`: the benchmark of the driver replays trials.)"""
 
     def trial_name(trial: Trial) -> str:
         return plan.trial_folder(searcher.numbers[trial.trial_id]).name
 
     bound = partial(
-        trainable,
+        train,
         folder=plan.folder,
+        uri=plan.location if plan.store.uri else "",
         data_dir=plan.data_dir,
         cpus=plan.cpus,
         gpus=plan.gpus,
+        gpu_gib=plan.gpu_gib,
         patience=plan.patience,
+        keep=plan.keep,
         pbt=plan.scheduler == "pbt",
     )
     return ray_tune.Tuner(
-        ray_tune.with_resources(bound, {"cpu": plan.cpus, "gpu": plan.gpus}),
+        ray_tune.with_resources(bound, plan.request),
         tune_config=ray_tune.TuneConfig(
             search_alg=searcher,
             scheduler=make_scheduler(plan, searcher, partial(transfer, plan)),
@@ -160,9 +174,11 @@ def tuner(plan: Plan, searcher: StudySearch, faults: "Faults") -> ray_tune.Tuner
 
 def transfer(plan: Plan, donor: int, receiver: int) -> None:
     """Puts the donor's checkpoint and rows in the place of the receiver's."""
+    plan.store.get(f"{plan.trial_folder(donor).name}/{checkpoint.NAME}")
     content = checkpoint.load(plan.trial_folder(donor))
     checkpoint.save(content, plan.trial_folder(receiver))
     checkpoint.write_rows(plan.trial_folder(receiver) / "result.json", content["history"])
+    plan.store.put(plan.trial_folder(receiver))
 
 
 class Faults(ray_tune.Callback):
@@ -186,16 +202,21 @@ class Faults(ray_tune.Callback):
             signal.raise_signal(signal.SIGUSR1)
             return
         file = self.plan.folder / str(trial) / ERROR
+        self.plan.store.get(f"{trial}/{ERROR}")
         if not file.exists():
             file.parent.mkdir(exist_ok=True)
             file.write_text(f"{error}\n")
+            self.plan.store.put(file)
         self.searcher.fail(trial.trial_id)
 
 
 def storage_error(error: BaseException | None, plan: Plan) -> OSError | None:
-    """An error to show if this one came from a disk that is full or gone: it or what caused it says so, or the disk is."""
+    """An error to show if this one came from a disk that is full or gone, or from the storage: it or what caused it says so,
+    or the disk is."""
     seen = error
     while seen is not None:
+        if isinstance(seen, StorageError):
+            return OSError(f"{seen}; what is in the storage is kept; go on with: {plan.resume_command}")
         if isinstance(seen, OSError) and seen.errno in STORAGE_ERRORS:
             break
         seen = seen.__cause__ or seen.__context__
@@ -207,7 +228,7 @@ def storage_error(error: BaseException | None, plan: Plan) -> OSError | None:
 
 @contextlib.contextmanager
 def local_ray(cpus: int) -> Iterator[None]:
-    """Ray on so many CPUs of this machine (or the cluster that RAY_ADDRESS names), with its own chatter off."""
+    """Ray on so many CPUs of this machine."""
     try:
         ray.init(
             num_cpus=None if "RAY_ADDRESS" in os.environ else cpus,
@@ -219,13 +240,28 @@ def local_ray(cpus: int) -> Iterator[None]:
         raise OSError(
             f"Ray could not start: {error}; it needs a home folder (HOME) and a temporary one it can write"
         ) from error
-    # A failed trial is told by tune.progress, and its traceback kept in error.txt.
-    logging.getLogger("ray.tune.execution.tune_controller").setLevel(logging.CRITICAL)
-    logging.getLogger("ray.tune.tune").addFilter(lambda record: "Trials did not complete" not in record.getMessage())
     try:
         yield
     finally:
         ray.shutdown()
+
+
+def hush() -> None:
+    """Turns off what Tune says of failed trials: they are told by tune.progress, and their traceback is kept in error.txt."""
+    logging.getLogger("ray.tune.execution.tune_controller").setLevel(logging.CRITICAL)
+    logging.getLogger("ray.tune.tune").addFilter(lambda record: "Trials did not complete" not in record.getMessage())
+
+
+def answers(address: str) -> bool:
+    """Whether something listens at `HOST:PORT`; asked for a quarter of a minute, since a head may be busy."""
+    host, _, port = address.rpartition(":")
+    for _ in range(5):
+        try:
+            socket.create_connection((host, int(port)), timeout=3).close()
+            return True
+        except OSError:
+            time.sleep(3)
+    return False
 
 
 @contextlib.contextmanager

@@ -8,6 +8,7 @@ import itertools
 import json
 import math
 import random
+import shutil
 import sqlite3
 from functools import partial
 from pathlib import Path
@@ -26,6 +27,8 @@ from tune.plan import Plan
 from tune.searches import OBJECTIVES, Point, Search
 
 NAME = "search"  # of the study in its storage
+STUDY = "study.db"
+PARAMS = "params.json"
 RETRY_OF = "retry_of"  # the number of the failed trial that this one repeats
 REDRAWS = 10  # proposals that were tried before; then chance picks one that was not
 
@@ -37,7 +40,7 @@ def open_study(folder: Path, objectives: tuple[str, ...] = ()) -> optuna.Study:
         FileNotFoundError: there is none, and no objectives are given for a new one.
         ValueError: the file is damaged.
     """
-    path = folder / "study.db"
+    path = folder / STUDY
     if not objectives and not path.is_file():
         raise FileNotFoundError(f"no study at {path}")
     try:
@@ -127,6 +130,7 @@ class StudySearch(OptunaSearch):
         self._tried.append(params)
         if self.ledger:
             self.ledger.add_trial(running(params, self._ot_trials[trial_id].distributions))
+            self._keep()
         return config
 
     def on_trial_result(self, trial_id: str, result: dict[str, Any]) -> None:
@@ -164,7 +168,7 @@ class StudySearch(OptunaSearch):
     def _config(self, number: int) -> dict[str, Any]:
         """The config with which an interrupted trial goes on: as proposed, but for rates that PBT has changed since."""
         config = self.plan.search.complete(self.past[number].params)
-        changed = self.plan.trial_folder(number) / "params.json"
+        changed = self.plan.trial_folder(number) / PARAMS
         if self.plan.scheduler == "pbt" and changed.is_file():
             config |= {name: value for name, value in json.loads(changed.read_text()).items() if name in RATES}
         return config
@@ -179,6 +183,12 @@ class StudySearch(OptunaSearch):
     def _tell(self, trial_id: str, state: TrialState, values: list[float] | None = None) -> None:
         for study, trial in self._records(trial_id):
             study.tell(trial.number, values, state)
+        self._keep()
+
+    def _keep(self) -> None:
+        """Has a decision outlast this machine, where the search does, before it takes effect."""
+        if self.ledger:
+            self.plan.store.decide(self.plan.folder / STUDY)
 
     def _records(self, trial_id: str) -> list[tuple[optuna.Study, FrozenTrial]]:
         """The trial in the ledger, first, since what is not there did not happen, and in memory."""
@@ -214,9 +224,17 @@ def take_over_folders(plan: Plan, study: optuna.Study) -> None:
     """Gives each retry the folder of the trial that it repeats, if it does not have it yet."""
     for trial in study.get_trials():
         old, new = plan.trial_folder(trial.user_attrs.get(RETRY_OF, trial.number)), plan.trial_folder(trial.number)
-        if RETRY_OF in trial.user_attrs and old.is_dir() and not new.exists():
+        if RETRY_OF not in trial.user_attrs or not old.is_dir():
+            continue
+        inside = plan.folder.relative_to(plan.store.folder) if plan.store.uri else Path()
+        plan.store.get(f"{inside / old.name}/*")  # the checkpoint, too
+        if not (new / PARAMS).is_file():  # the last that is put into a storage
+            shutil.rmtree(new, ignore_errors=True)
             (old / "error.txt").unlink(missing_ok=True)
             old.rename(new)
+            plan.store.put(*(path for path in new.rglob("*") if path.name != PARAMS))
+            plan.store.put(new / PARAMS)
+        plan.store.remove(str(inside / old.name))
 
 
 def best_points(folder: Path, search: Search, count: int) -> list[Point]:

@@ -28,8 +28,9 @@ from optuna.trial import TrialState
 from dcgan import checkpoint, cli
 from dcgan.config import TrainConfig
 from dcgan.schema import METRIC, Row
-from tune.plan import SEARCH_FILE
-from tune.study import open_study
+from tune.plan import SEARCH_FILE, Plan
+from tune.storage import Store, stored
+from tune.study import STUDY, open_study
 
 if TYPE_CHECKING:
     from wandb_workspaces.workspaces import Workspace
@@ -41,6 +42,7 @@ LEDGER = "wandb.json"
 LOG = "wandb.log"
 PROJECT = "dcgan-tune"  # unless WANDB_PROJECT names another
 POLL_SECONDS = 3.0
+POLL_STORAGE_SECONDS = 15.0
 FINISH_SECONDS = 60.0  # that a search waits, at its end, for its runs to be complete
 INIT_SECONDS = 20.0  # after which an unreachable server is given up, and runs are kept offline
 ANSWERS = ("table.csv", "table.md", "best.json", "best.png", "confirm.csv", "confirm.md")  # what a search found
@@ -81,22 +83,26 @@ def sync_command(folder: Path) -> str:
 
 
 class Tracker:
-    """Tells W&B what is new in a search's folder."""
+    """Tells W&B what is new in a search's folder, or in a storage, of which it has a copy of its own."""
 
-    def __init__(self, folder: Path, mode: str) -> None:
-        self.folder, self.mode = folder, mode
+    def __init__(self, store: Store, mode: str) -> None:
+        folder = store.folder
+        self.store, self.folder, self.mode = store, folder, mode
+        store.get_small()
         self.search = json.loads((folder / SEARCH_FILE).read_text())
         self.file = folder / LEDGER
         fresh: dict[str, Any] = {"id": secrets.token_hex(4), "told": {}, "runs": [], "answers": []}
         self.ledger: dict[str, Any] = json.loads(self.file.read_text()) if self.file.is_file() else fresh
         self.open: dict[str, Any] = {}
-        self.studies: dict[Path, optuna.Study] = {}
+        self.studies: dict[tuple[Path, int], optuna.Study] = {}
         for run in (folder / "wandb").glob("offline-run-*"):
             if run.name not in self.ledger["runs"]:
                 shutil.rmtree(run)  # of a process that was killed as it wrote: it is told again
 
     def update(self, *, last: bool) -> None:
         """Tells what is new: of trials that have ended, or of all when online or for the last time."""
+        self.store.get_small()
+        self.store.get(STUDY)
         for trial, status in self.trials():
             name = str(trial.relative_to(self.folder))
             ended = status in STATUSES.values()
@@ -112,9 +118,12 @@ class Tracker:
     def trials(self) -> Iterator[tuple[Path, str]]:
         """Folder and status of each trial that has begun, of the search and of its confirm stage."""
         for stage in (self.folder, self.folder / "confirm"):
-            if stage not in self.studies and (stage / "study.db").is_file():
-                self.studies[stage] = open_study(stage)
-            for trial in self.studies[stage].get_trials(deepcopy=False) if stage in self.studies else ():
+            file = stage / STUDY
+            if not file.is_file():
+                continue
+            key = stage, file.stat().st_ino  # a copy is replaced as it changes
+            study = self.studies[key] = self.studies.get(key) or open_study(stage)
+            for trial in study.get_trials(deepcopy=False):
                 path = stage / f"trial_{trial.number:04d}"
                 if (path / "params.json").is_file():
                     yield path, STATUSES.get(trial.state, "unfinished")
@@ -166,6 +175,7 @@ class Tracker:
 
     def save(self) -> None:
         checkpoint.replace(self.file, (json.dumps(self.ledger, indent=2) + "\n").encode())
+        self.store.put(self.folder / "wandb", self.file)
 
     def summarize(self) -> None:
         """One more run, of the search: its table, the samples of the best, importances, the answer and the best G."""
@@ -190,6 +200,7 @@ class Tracker:
         if len(self.search["axes"]) > 1:
             shown["settings"] = wandb.Plotly(optuna.visualization.plot_parallel_coordinate(study))
         run.log(shown, step=len(self.ledger["answers"]))
+        self.store.get(f"{ranked[0]['trial']}/{checkpoint.NAME}")
         files = {"model": [self.folder / ranked[0]["trial"] / checkpoint.NAME], "answer": self.files(ANSWERS + REPORTS)}
         for kind, paths in files.items():
             artifact = wandb.Artifact(f"{self.folder.name}-{kind}", type=kind)
@@ -265,14 +276,19 @@ def picture(path: Path, caption: str | None = None) -> Any:
     return wandb.Image(str(path), caption=caption)
 
 
+def tracked(location: str) -> Store:
+    """A search's folder; of one in a storage a copy for the tracker alone, since the driver writes in its own."""
+    return stored(location, purpose="tracked")
+
+
 @contextlib.contextmanager
-def tracking(folder: Path, mode: str, stop: "Stop") -> Iterator[None]:
+def tracking(plan: Plan, mode: str, stop: "Stop") -> Iterator[None]:
     """Follows a search in a process of its own, which notices when this one ends, however it does."""
     if mode == "disabled":
         yield
         return
-    log = (folder / LOG).open("ab")
-    command = [sys.executable, "-m", "tune.track", str(folder), "--wandb", mode, "--follow"]
+    log = (plan.folder / LOG).open("ab")
+    command = [sys.executable, "-m", "tune.track", plan.location, "--wandb", mode, "--follow"]
     follower = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=log, stderr=log, start_new_session=True)
     try:
         yield
@@ -282,11 +298,12 @@ def tracking(folder: Path, mode: str, stop: "Stop") -> Iterator[None]:
         try:
             failed = follower.wait(1 if stop.asked else FINISH_SECONDS)
         except subprocess.TimeoutExpired:
-            print(f"W&B is still being told, in the background; see {folder / LOG}")
+            print(f"W&B is still being told, in the background; see {log.name}")
         else:
             if failed:
-                print(f"W&B was not told all: see {folder / LOG}; tell it by: python -m tune.track {folder}")
-            if url := dashboard_url(folder):
+                print(f"W&B was not told all: see {log.name}; tell it by: python -m tune.track {plan.location}")
+            plan.store.get(LEDGER)
+            if url := dashboard_url(plan.folder):
                 print(f"W&B's dashboard of all runs: {url}")
 
 
@@ -310,18 +327,19 @@ def wait_for_end(stream: IO[str]) -> threading.Event:
 
 def main() -> None:
     parser = cli.Parser(prog="python -m tune.track", description="Tell Weights & Biases what is new in a search's folder.")
-    parser.add_argument("run", type=Path, help="the folder of a search")
+    parser.add_argument("run", help="the folder of a search, or its URI (s3://…)")
     parser.add_argument("--wandb", choices=MODES[:2], help="default: online where there is a key, else offline")
     parser.add_argument("--follow", action="store_true", help=argparse.SUPPRESS)  # until standard input ends
     args = parser.parse_args()
     with cli.one_line_errors(parser):
-        tracker = Tracker(args.run.absolute(), args.wandb or default_mode())
+        store = tracked(args.run)
+        tracker = Tracker(store, args.wandb or default_mode())
         if args.follow:
             ended = wait_for_end(sys.stdin)
-            while not ended.wait(POLL_SECONDS):
+            while not ended.wait(POLL_STORAGE_SECONDS if store.uri else POLL_SECONDS):
                 tracker.update(last=False)
         tracker.update(last=True)
-        if (args.run / "table.csv").is_file():
+        if (store.folder / "table.csv").is_file():
             tracker.summarize()
 
 

@@ -2,10 +2,13 @@
 
 The folder is the truth. Each epoch its checkpoint is replaced, which carries all rows so far, then `result.json` is
 rewritten from these, and only then is the epoch reported: whoever is killed, no row is lost or doubled. Ray keeps no
-checkpoints of its own.
+checkpoints of its own. Where a storage is the truth, the trial works in a folder of its own, fetched from there as it begins.
 """
 
 import json
+import shutil
+import socket
+from collections.abc import Collection
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +21,7 @@ from dcgan.config import TrainConfig
 from dcgan.images import sample, save_grid
 from dcgan.loop import RATES, train
 from dcgan.schema import METRIC, Row
+from tune.storage import Pace, StorageError, Store
 
 ERROR = "error.txt"
 GRID = 36  # images of a sample grid
@@ -25,21 +29,37 @@ SAMPLED = (1, 2, 3, 5, 8, 13, 21, 34, 55, 89)  # epochs whose samples are kept, 
 
 
 def trainable(
-    params: dict[str, Any], *, folder: Path, data_dir: Path | None, cpus: int, gpus: float, patience: int, pbt: bool
+    params: dict[str, Any],
+    *,
+    folder: Path,
+    uri: str,
+    data_dir: Path | None,
+    cpus: int,
+    gpus: float,
+    gpu_gib: float,
+    patience: int,
+    keep: Collection[int],
+    pbt: bool,
 ) -> None:
     """Trains the config that Ray hands over in the trial's folder, from its checkpoint if there is one.
 
     Rows of earlier sessions are reported again, since the driver may have been killed before it saw the last.
 
+    Args:
+        folder: of the search, on this machine; of no use if there is a `uri`.
+        uri: of the search in a storage.
+        keep: epochs that must be there before they are reported; the others as often as it is worth.
+
     Raises:
         FloatingPointError, MemoryError: the trial diverged or collapsed, or ran out of memory, now or before. Ray tries
             failed trials again, for the sake of killed workers; this would only come again.
+        StorageError: the storage cannot be reached.
     """
     torch.set_num_threads(cpus)
     if 0 < gpus < 1:
-        memory.limit(gpus)
-    trial = folder / ray_tune.get_context().get_trial_name()
-    trial.mkdir(parents=True, exist_ok=True)
+        memory.limit(gpus, gpu_gib)
+    store = open_trial(ray_tune.get_context().get_trial_name(), folder, uri)
+    trial, pace = store.folder, Pace(keep)
     error_file = trial / ERROR
     if error_file.exists():
         raise FloatingPointError(error_file.read_text())
@@ -61,6 +81,7 @@ def trainable(
         save_samples(trial, rows, config.epochs)
         checkpoint.write_rows(trial / "result.json", rows)
         add_event(events, row)
+        pace.keep(row["epoch"], store.put)
         ray_tune.report(dict(row))
         check_collapse(rows, patience)
 
@@ -72,9 +93,28 @@ def trainable(
         train(config, report=finish_epoch, checkpoint_dir=trial, resume_from=resume_from, data_dir=data_dir, new_rates=pbt)
     except (FloatingPointError, MemoryError) as error:
         checkpoint.replace(error_file, f"{error}\n".encode())
+        store.put()
         raise
     finally:
         events.close()
+
+
+def open_trial(name: str, folder: Path, uri: str) -> Store:
+    """The trial's folder; one of this machine's own, with all that the storage has of the trial, if there is a URI.
+
+    Raises:
+        StorageError: this machine does not reach the storage, or has another folder in its place.
+    """
+    if not uri:
+        (folder / name).mkdir(parents=True, exist_ok=True)
+        return Store(folder / name)
+    if not Store(Path(), uri).has("study.db"):  # a folder that is not mounted here would take everything in silence
+        raise StorageError(f"{uri} is not to be seen from {socket.gethostname()}")
+    store = Store(Path.cwd() / name, f"{uri}/{name}")  # in Ray's working folder of this trial
+    shutil.rmtree(store.folder, ignore_errors=True)  # what an earlier attempt left here is older than the storage
+    store.folder.mkdir(parents=True)
+    store.get()
+    return store
 
 
 def save_samples(trial: Path, rows: list[Row], epochs: int) -> None:
