@@ -11,7 +11,6 @@ import argparse
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -376,7 +375,8 @@ def as_text(table: pd.DataFrame) -> str:
 
 def main() -> None:
     parser = argparse.ArgumentParser(prog="python -m analysis.claims", description="Judge the old report's claims on data.")
-    parser.add_argument("runs", type=Path, nargs="+", metavar="RUN", help="the folder of a search; several count together")
+    what = "the folder of a search, or its URI (s3://…); several count together"
+    parser.add_argument("runs", nargs="+", metavar="RUN", help=what)
     cli.run(parser, lambda args: as_text(judge(load_trials(args.runs, per_seed=True))))
 
 

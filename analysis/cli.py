@@ -11,7 +11,7 @@ def run(parser: argparse.ArgumentParser, answer: Callable[[argparse.Namespace], 
     args = parser.parse_args()
     try:
         print(answer(args))
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, ImportError) as error:
         parser.exit(2, f"{parser.prog}: error: {' '.join(str(error).split())}\n")
 
 

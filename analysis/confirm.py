@@ -16,7 +16,7 @@ from scipy import stats
 
 from analysis import cli
 from analysis.load import RESULTS, load_trials, read_json, read_search
-from analysis.tables import conditions
+from analysis.tables import conditions, read_or_write
 from dcgan.schema import METRIC
 
 VALIDATION, TEST = f"validation_{METRIC}", f"test_{METRIC}"
@@ -179,8 +179,9 @@ def main() -> None:
         prog="python -m analysis.confirm",
         description="Tell what the confirm stage of a search found; also writes confirm.csv and confirm.md there.",
     )
-    parser.add_argument("run", type=Path, help="the folder of a search whose candidates were trained anew, in RUN/confirm")
-    cli.run(parser, lambda args: write(args.run)[1])
+    what = "the folder of a search whose candidates were trained anew, in RUN/confirm, or its URI (s3://…; only read)"
+    parser.add_argument("run", help=what)
+    cli.run(parser, lambda args: read_or_write(args.run, write, whole=True))
 
 
 if __name__ == "__main__":

@@ -55,6 +55,7 @@ def load_trials(path: str | Path | Sequence[str | Path], *, per_seed: bool = Fal
         FileNotFoundError: a path holds no results.
         ValueError: a sequence is empty, or has a path twice.
         ImportError: fsspec lacks the package for this storage; says which.
+        OSError: the storage cannot be reached.
     """
     if isinstance(path, (str, Path)):
         rows = _run_rows(path, per_seed)
@@ -95,23 +96,34 @@ def local(path: str | Path, *, whole: bool = False) -> Iterator[Path]:
     if "://" not in str(path):
         yield Path(path)
         return
-    from fsspec.core import url_to_fs  # type: ignore[import-untyped]
-
-    storage, root = url_to_fs(str(path))
-    there = storage.find(root, maxdepth=3 if whole else 2) if storage.exists(root) else []
     patterns = (*FILES, "experiment_state-*.json", *(("test.json", "*.png") if whole else ()))
-    wanted = [file for file in there if any(Path(file).match(pattern) for pattern in patterns)]
     with tempfile.TemporaryDirectory() as folder, warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always")
-        copy = Path(folder) / Path(root).name
+        copy = Path(folder) / Path(str(path)).name
+        _fetch(str(path), copy, patterns, 3 if whole else 2)
+        yield copy
+    for warning in caught:
+        warnings.warn(str(warning.message).replace(str(copy), str(path)), warning.category, stacklevel=5)
+
+
+def _fetch(uri: str, copy: Path, patterns: Sequence[str], depth: int) -> None:
+    """Copies the files of these names from a storage."""
+    from fsspec.core import url_to_fs  # type: ignore[import-untyped]
+
+    try:
+        storage, root = url_to_fs(uri)
+        storage.invalidate_cache()  # of a search that may be running
+        there = storage.find(root, maxdepth=depth) if storage.exists(root) else []
+        wanted = [file for file in there if any(Path(file).match(pattern) for pattern in patterns)]
         targets = [copy / Path(file).relative_to(root) for file in wanted]
         for target in targets:
             target.parent.mkdir(parents=True, exist_ok=True)
         if wanted:
             storage.get(wanted, [str(target) for target in targets])  # one call: storages answer many requests at once
-        yield copy
-    for warning in caught:
-        warnings.warn(str(warning.message).replace(str(copy), str(path)), warning.category, stacklevel=5)
+    except (ImportError, ValueError):
+        raise
+    except Exception as error:  # each storage has classes of its own, for want of a network, of rights, of credentials
+        raise OSError(f"{uri} cannot be read: {type(error).__name__}: {error}") from error
 
 
 def is_trial(folder: Path) -> bool:

@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 from scipy import stats
 
 from analysis import cli
-from analysis.load import load_trials, read_search
+from analysis.load import load_trials, local, read_search
 from dcgan.schema import COLUMNS, METRIC
 
 Array = NDArray[np.float64]
@@ -32,7 +32,7 @@ MOST_REGRET = 0.05
 RESAMPLES = 1000
 
 
-def read_curves(paths: Sequence[Path]) -> pd.DataFrame:
+def read_curves(paths: Sequence[str | Path]) -> pd.DataFrame:
     """One row per config, seed and epoch: `search`, `config`, `seed`, `epoch`, the metric and more.
 
     Args:
@@ -41,16 +41,17 @@ def read_curves(paths: Sequence[Path]) -> pd.DataFrame:
     Raises:
         FileNotFoundError, ValueError: nothing there, or a damaged table.
     """
-    tables = [_read_table(path) for path in paths if path.name.endswith(".csv.xz")]
-    if folders := [path for path in paths if not path.name.endswith(".csv.xz")]:
+    tables = [_read_table(Path(path)) for path in paths if str(path).endswith(".csv.xz")]
+    if folders := [path for path in paths if not str(path).endswith(".csv.xz")]:
         run = pd.concat([_read_run(folder) for folder in folders], ignore_index=True)
         settings = [name for name in run if name not in {*COLUMNS, "trial", "status", "error", "seed", "replicas"}]
         tables.append(run.assign(config=run.groupby(settings, dropna=False).ngroup().astype(str)))
     return pd.concat(tables, ignore_index=True)
 
 
-def _read_run(folder: Path) -> pd.DataFrame:
-    return load_trials(folder, per_seed=True).assign(search=read_search(folder).get("search", folder.absolute().name))
+def _read_run(run: str | Path) -> pd.DataFrame:
+    with local(run) as folder:
+        return load_trials(folder, per_seed=True).assign(search=read_search(folder).get("search", folder.absolute().name))
 
 
 def _read_table(path: Path) -> pd.DataFrame:
@@ -187,8 +188,8 @@ def main() -> None:
         description="Are early epochs a good guide to the last? Tells how well each epoch ranks the configs as the last one "
         "does, and from which epoch on early stopping (ASHA's grace period) is safe.",
     )
-    what = "the folder of a search that ran without early stopping, or a table of curves (.csv.xz)"
-    parser.add_argument("run", type=Path, nargs="+", help=what)
+    what = "the folder of a search that ran without early stopping, or its URI (s3://…), or a table of curves (.csv.xz)"
+    parser.add_argument("run", nargs="+", help=what)
     cli.run(parser, lambda args: "\n\n".join(describe(part) for _, part in read_curves(args.run).groupby("search")))
 
 

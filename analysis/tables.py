@@ -8,7 +8,7 @@ import argparse
 import math
 import re
 import textwrap
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 from scipy import stats
 
 from analysis import cli
-from analysis.load import RESULTS, STATUSES, TEXTS, load_trials, read_search
+from analysis.load import RESULTS, STATUSES, TEXTS, load_trials, local, read_search
 from dcgan.schema import COLUMNS, METRIC
 
 SHOWN = ("kid", "sample_coverage", "classifier_score", "digits_covered", "images_per_second")
@@ -370,6 +370,12 @@ def write(folder: Path) -> tuple[pd.DataFrame, str]:
     return table, f"{narrow.to_markdown(index=False, tablefmt='simple', disable_numparse=True)}\n\n{conditions(frame)}"
 
 
+def read_or_write(run: str, write: Callable[[Path], tuple[pd.DataFrame, str]], *, whole: bool = False) -> str:
+    """The text of an answer that is written into a search's folder; of a URI it is only read."""
+    with local(run, whole=whole) as folder:
+        return write(folder)[1]
+
+
 def conditions(frame: pd.DataFrame, seeds: int | None = None) -> str:
     """The protocol under which the numbers hold, and of how many seeds they are (default: the trials' `replicas`)."""
     known = frame.dropna(subset=["fid"])
@@ -390,8 +396,10 @@ def main() -> None:
     parser = argparse.ArgumentParser(
         prog="python -m analysis.tables", description="Rank the trials of a search; also writes table.csv and table.md there."
     )
-    parser.add_argument("run", type=Path, help="the folder of a search, such as runs/hparams-20261122-193000")
-    cli.run(parser, lambda args: write(args.run)[1])
+    parser.add_argument(
+        "run", help="the folder of a search, such as runs/hparams-20261122-193000, or its URI (s3://…; only read)"
+    )
+    cli.run(parser, lambda args: read_or_write(args.run, write))
 
 
 if __name__ == "__main__":

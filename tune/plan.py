@@ -58,7 +58,7 @@ class Plan:
     data_dir: Path | None
     folder: Path
     """Where everything is written: storage path and name, or this machine's copy of that."""
-    store: Store = field(default_factory=lambda: Store(Path()))
+    store: Store = field(default_factory=lambda: Store(Path()), compare=False)
     """The storage that `folder`, or the one above it, is a copy of, if it is one."""
     slots: int
     """Trials that can train at the same time."""

@@ -391,7 +391,8 @@ def run(args: argparse.Namespace, parser: argparse.ArgumentParser) -> int:
             if found and not interrupted:
                 from analysis.report import write
 
-                page = write([str(plan.folder)], plan.folder, page_only=True)
+                plan.store.put()
+                page = write([plan.location], plan.folder, page_only=True)
                 print(f"\nreport: {plan.location}/{page.name}")
             plan.store.put()
     except KeyboardInterrupt:  # before Ray was up, or for the second time

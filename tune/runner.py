@@ -231,6 +231,7 @@ def local_ray(cpus: int) -> Iterator[None]:
     """Ray on so many CPUs of this machine."""
     try:
         ray.init(
+            os.environ.get("RAY_ADDRESS", "local"),  # else it joins a cluster that happens to run here
             num_cpus=None if "RAY_ADDRESS" in os.environ else cpus,
             include_dashboard=False,
             log_to_driver=False,

@@ -228,7 +228,7 @@ def take_over_folders(plan: Plan, study: optuna.Study) -> None:
             continue
         inside = plan.folder.relative_to(plan.store.folder) if plan.store.uri else Path()
         plan.store.get(f"{inside / old.name}/*")  # the checkpoint, too
-        if not (new / PARAMS).is_file():  # the last that is put into a storage
+        if not (new / PARAMS if plan.store.uri else new).exists():  # the last that is put into a storage
             shutil.rmtree(new, ignore_errors=True)
             (old / "error.txt").unlink(missing_ok=True)
             old.rename(new)

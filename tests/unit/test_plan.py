@@ -471,7 +471,7 @@ FLAGS: dict[str, str] = {
     "sampler": "tpe", "scheduler": "fifo", "grace_period": "1", "replicas": "2", "width": "4",
     "objectives": "fid", "points_from": "x",
     "set": "beta1=0", "max_concurrent": "1", "gpus_per_trial": "1", "seed": "1", "confirm": "1", "confirm_seeds": "1",
-    "storage": "{}", "name": "n", "resume": "run", "retry_failed": "", "dry_run": "", "wandb": "offline",
+    "storage": "{}", "address": "auto", "name": "n", "resume": "run", "retry_failed": "", "dry_run": "", "wandb": "offline",
 }  # fmt: skip
 """A value of each flag that is not its default."""
 
@@ -479,7 +479,7 @@ FLAGS: dict[str, str] = {
 def test_on_resuming_only_some_flags_are_allowed(tmp_path: Path) -> None:
     parser = make_parser()
     assert set(FLAGS) == set(vars(parser.parse_args([]))), "a new flag needs a line here"
-    assert set(ON_RESUMING) == {"resume", "storage", "dry_run", "confirm", "confirm_seeds", "retry_failed", "wandb"}
+    assert set(ON_RESUMING) == {"resume", "storage", "address", "dry_run", "confirm", "confirm_seeds", "retry_failed", "wandb"}
     keep(tmp_path)
     for name, value in FLAGS.items():
         flag = f"--{name.replace('_', '-')}"

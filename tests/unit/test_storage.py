@@ -1,0 +1,199 @@
+"""The working copy of a search and what it puts into its storage: a mounted folder here, S3 in integration/test_s3.py."""
+
+import os
+import shutil
+import time
+from functools import partial
+from pathlib import Path
+
+import pytest
+
+from tune.storage import DRIVER, Pace, StorageError, Store, place, stored, working_copy
+
+
+@pytest.fixture
+def storage(tmp_path: Path) -> Path:
+    folder = tmp_path / "mounted" / "run"
+    folder.mkdir(parents=True)
+    return folder
+
+
+def copy(storage: Path, name: str) -> Store:
+    """A machine's working copy."""
+    folder = storage.parents[1] / name
+    folder.mkdir(exist_ok=True)
+    return Store(folder, str(storage))
+
+
+def write(file: Path, text: str) -> Path:
+    file.parent.mkdir(parents=True, exist_ok=True)
+    file.write_text(text)
+    return file
+
+
+def tree(folder: Path) -> dict[str, str]:
+    return {str(file.relative_to(folder)): file.read_text() for file in folder.rglob("*") if file.is_file()}
+
+
+def test_what_one_machine_puts_another_gets(storage: Path) -> None:
+    one, other = copy(storage, "one"), copy(storage, "other")
+    write(one.folder / "trial_0000" / "result.json", "rows")
+    write(one.folder / "trial_0000" / "checkpoint.pt", "weights")
+    one.put()
+    other.get("*.json")
+    assert tree(other.folder) == {"trial_0000/result.json": "rows"}
+    other.get()
+    assert tree(other.folder) == tree(one.folder) == tree(storage)
+
+
+def test_only_what_has_changed_is_put_and_got(storage: Path) -> None:
+    one, other = copy(storage, "one"), copy(storage, "other")
+    file = write(one.folder / "a.json", "1")
+    one.put()
+    other.get()
+    (storage / "a.json").unlink()
+    one.put()  # it was put before, and has not changed
+    assert not list(storage.iterdir())
+    write(file, "22")
+    one.put(file)
+    mine = os.stat(other.folder / "a.json")
+    other.get()
+    assert (other.folder / "a.json").read_text() == "22"
+    assert os.stat(other.folder / "a.json").st_ino != mine.st_ino  # replaced whole, never written into
+    mine = os.stat(other.folder / "a.json")
+    other.get()
+    other.put()  # what was got is not put again
+    assert os.stat(other.folder / "a.json") == mine
+    assert (storage / "a.json").read_text() == "22"
+
+
+def test_what_is_of_this_machine_alone_stays_here(storage: Path) -> None:
+    one = copy(storage, "one")
+    for name in (".lock", "x.123.tmp", ".ray/state.json", "wandb.log"):
+        write(one.folder / name, "")
+    one.put()
+    assert tree(storage) == {}
+
+
+def test_a_folder_that_is_no_copy_has_nothing_to_do(tmp_path: Path) -> None:
+    store = Store(tmp_path)
+    file = write(tmp_path / "study.db", "")
+    before = tree(tmp_path)
+    store.begin()
+    store.get()
+    store.put()
+    store.decide(file)
+    store.remove("study.db")
+    assert tree(tmp_path) == before
+
+
+def test_the_driver_begins_with_what_the_storage_has_and_nothing_else(storage: Path) -> None:
+    write(storage / "study.db", "decisions")
+    write(storage / "trial_0000" / "params.json", "{}")
+    write(storage / "trial_0000" / "checkpoint.pt", "large")
+    driver = copy(storage, "driver")
+    write(driver.folder / "trial_0007" / "params.json", "of a search that was deleted")
+    write(driver.folder / ".lock", "")
+    driver.begin()
+    assert set(tree(driver.folder)) == {"study.db", "trial_0000/params.json", ".lock", DRIVER}
+
+
+def test_a_driver_that_was_followed_by_another_decides_no_more(storage: Path) -> None:
+    former, latter = copy(storage, "former"), copy(storage, "latter")
+    former.begin()
+    former.decide(write(former.folder / "study.db", "first"))
+    latter.begin()
+    latter.decide(write(latter.folder / "study.db", "second"))
+    with pytest.raises(
+        StorageError, match=r"was taken over by process \d+ on .* since .*; this one, process \d+ .*, has ended"
+    ):
+        former.decide(write(former.folder / "study.db", "third"))
+    assert (storage / "study.db").read_text() == "second"
+
+
+def test_the_study_that_is_written_here_is_never_replaced_by_its_older_copy(storage: Path) -> None:
+    """SQLite would go on writing into the file that was there before."""
+    driver = copy(storage, "driver")
+    driver.begin()
+    study = write(driver.folder / "study.db", "1")
+    driver.decide(study)
+    before = study.stat().st_ino
+    driver.get_small()
+    assert study.stat().st_ino == before
+
+
+def test_removed_things_are_gone_on_both_sides(storage: Path) -> None:
+    one = copy(storage, "one")
+    write(one.folder / "trial_0000" / "params.json", "{}")
+    write(one.folder / "trial_0001" / "params.json", "{}")
+    one.put()
+    one.remove("trial_0000")
+    one.remove("trial_0000")  # by another's hand
+    assert set(tree(storage)) == set(tree(one.folder)) == {"trial_0001/params.json"}
+    assert not one.has("trial_0000")
+    assert one.has("trial_0001")
+    assert one.has("trial_0001/params.json")
+
+
+def test_a_storage_that_cannot_be_written_is_named(storage: Path) -> None:
+    one = copy(storage, "one")
+    write(one.folder / "a.json", "")
+    shutil.rmtree(storage)
+    storage.touch()  # a file in the place of the folder
+    with pytest.raises(StorageError, match=rf"{storage} cannot be written from .*: FileExistsError"):
+        one.put()
+
+
+def test_a_storage_of_an_unknown_kind_is_named(tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match=r"^storage nowhere://bucket/run cannot be used: allowed: folders, s3://"):
+        Store(tmp_path, "nowhere://bucket/run").get()
+
+
+def test_a_storage_whose_package_is_missing_says_which(tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match=r"^storage gs://bucket/run cannot be used: it needs a package: pip install gcsfs"):
+        Store(tmp_path, "gs://bucket/run").get()
+
+
+def test_where_a_search_lies(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("HOME", str(tmp_path))
+    here = place(str(tmp_path / "runs"), "one", several=False)
+    assert (here.folder, here.uri, here.location) == (tmp_path / "runs" / "one", "", str(tmp_path / "runs" / "one"))
+    mounted = place(str(tmp_path / "runs"), "one", several=True)
+    assert mounted.uri == mounted.location == str(tmp_path / "runs" / "one")
+    remote = place("s3://bucket/runs/", "one", several=False)
+    assert remote.uri == remote.location == "s3://bucket/runs/one"
+    copies = {mounted.folder, remote.folder, working_copy("s3://bucket-runs/one"), stored(remote.uri, "tracked").folder}
+    assert len(copies) == 4
+    assert {folder.name for folder in copies} == {"one"}
+    assert all(tmp_path / ".cache" in folder.parents for folder in copies)
+
+
+def test_searches_beside_one_another_are_found(storage: Path) -> None:
+    write(storage / "search.json", "")
+    write(storage.parent / "b" / "search.json", "")
+    (storage.parent / "c").mkdir()
+    assert copy(storage, "one").siblings("search.json") == ["b", "run"]
+
+
+def test_uploads_take_at_most_a_twentieth_of_the_time(monkeypatch: pytest.MonkeyPatch) -> None:
+    """An epoch takes a second, an upload two: it is worth one every forty seconds, and at epochs that must not be lost."""
+    now = [0.0]
+    monkeypatch.setattr("time.monotonic", lambda: now[0])
+    pace, put = Pace([3, 100]), []
+
+    def upload() -> None:
+        now[0] += 2
+        put.append(epoch)
+
+    for epoch in range(1, 101):
+        now[0] += 1
+        pace.keep(epoch, upload)
+    assert put == [1, 3, 43, 83, 100]
+
+
+def test_uploads_that_cost_nothing_are_made_each_epoch() -> None:
+    pace, put = Pace([]), []
+    for epoch in range(5):
+        pace.keep(epoch, partial(put.append, epoch))
+        time.sleep(0.01)
+    assert put == [0, 1, 2, 3, 4]
