@@ -7,6 +7,7 @@ import platform
 import secrets
 import socket
 import tempfile
+import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from importlib.metadata import version
@@ -54,13 +55,18 @@ class Cluster:
     """
 
     def __init__(self, address: str) -> None:
-        if "://" in address:
+        host, colon, port = address.rpartition(":")
+        if address != "auto" and ("://" in address or not (host and colon and port.isdecimal())):
             raise ValueError(f"--address is {address}; allowed is auto, or HOST:PORT of the cluster's head, from one of its "
                              f"machines; from elsewhere: ray job submit, or ray exec (docs/cluster.md)")  # fmt: skip
         use_token()
         import ray
+        from ray._private.utils import read_ray_address
         from ray.exceptions import AuthenticationError
 
+        head = (os.environ.get("RAY_ADDRESS") or read_ray_address()) if address == "auto" else address
+        if head and not answers(head):  # Ray itself would try for minutes
+            raise OSError(f"cannot join the Ray cluster at --address {address}: nothing answers at {head}")
         root = Path(__file__).parents[1]
         code = {"py_modules": [str(root / room) for room in ROOMS]}  # each machine runs the code of the driver
         try:
@@ -114,6 +120,8 @@ class Cluster:
         where = NodeAffinitySchedulingStrategy(node.id, soft=False)
         task: Any = ray.remote(num_cpus=0, num_gpus=gpus)(function)
         return task.options(scheduling_strategy=where).remote(*args)
+
+
 def result(call: Any, timeout: float | None = None) -> Any:
     """What a task returned; what it raised is raised as it was."""
     import ray
@@ -124,6 +132,19 @@ def result(call: Any, timeout: float | None = None) -> Any:
         raise error.cause from None
     except ray.exceptions.GetTimeoutError:
         raise TimeoutError(f"no answer within {timeout:.0f} s") from None
+
+
+def answers(address: str, tries: int = 1) -> bool:
+    """Whether something listens at `HOST:PORT`; asked several times, since a head may be busy."""
+    host, _, port = address.rpartition(":")
+    for attempt in range(tries):
+        time.sleep(3 * (attempt > 0))
+        try:
+            socket.create_connection((host, int(port)), timeout=3).close()
+        except OSError:
+            continue
+        return True
+    return False
 
 
 def use_token() -> None:

@@ -7,9 +7,7 @@ import logging
 import os
 import shutil
 import signal
-import socket
 import threading
-import time
 import types
 from collections.abc import Callable, Iterator
 from functools import partial
@@ -18,9 +16,11 @@ from typing import Any
 import ray
 from filelock import FileLock, Timeout
 from ray import tune as ray_tune
+from ray.tune.execution import class_cache
 from ray.tune.experiment import Trial
 
 from dcgan import checkpoint
+from tune.cluster import answers
 from tune.plan import SEARCH_FILE, Plan
 from tune.progress import Progress, cause_of
 from tune.schedulers import make_scheduler
@@ -33,6 +33,8 @@ SCRATCH = ".ray"  # what Ray writes of its own accord; nothing is ever read back
 STORAGE_ERRORS = (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EIO)
 STOP_SECONDS = 8  # an interrupted search that has not ended by then ends hard
 
+# Ray would put them into its workers' runtime environment, which it logs; each machine has its own
+class_cache.ENV_VARS_TO_PROPAGATE -= {name for name in class_cache.ENV_VARS_TO_PROPAGATE if name.startswith("AWS_")}
 os.environ["TUNE_DISABLE_AUTO_CALLBACK_LOGGERS"] = "1"  # rows are written by the trials themselves
 os.environ["TUNE_GLOBAL_CHECKPOINT_S"] = "1000000"  # nor is Ray's snapshot of the search ever used
 
@@ -70,7 +72,7 @@ class Stop:
         node: Any = ray._private.worker._global_node
         while not self.over.wait(1):
             dead = [kind for kind, _ in node.dead_processes() if kind in ("raylet", "gcs_server")]
-            if self.plan.address and not answers(ray.get_runtime_context().gcs_address):
+            if self.plan.address and not answers(ray.get_runtime_context().gcs_address, tries=5):
                 dead = ["head"]
             if dead:
                 print(f"\nRay's {', '.join(dead)} died: killed, or out of memory?", flush=True)
@@ -136,8 +138,10 @@ def run_plan(plan: Plan, stop: Stop) -> None:
 def tuner(plan: Plan, searcher: StudySearch, faults: "Faults", train: Callable[..., None] = trainable) -> ray_tune.Tuner:
     """Ray's tuner for what is left of the plan. (`train`: the benchmark of the driver replays trials.)"""
 
+    numbers = searcher.numbers  # and not the searcher: Ray pickles `trial_name` with every trial
+
     def trial_name(trial: Trial) -> str:
-        return plan.trial_folder(searcher.numbers[trial.trial_id]).name
+        return plan.trial_folder(numbers[trial.trial_id]).name
 
     bound = partial(
         train,
@@ -251,18 +255,6 @@ def hush() -> None:
     """Turns off what Tune says of failed trials: they are told by tune.progress, and their traceback is kept in error.txt."""
     logging.getLogger("ray.tune.execution.tune_controller").setLevel(logging.CRITICAL)
     logging.getLogger("ray.tune.tune").addFilter(lambda record: "Trials did not complete" not in record.getMessage())
-
-
-def answers(address: str) -> bool:
-    """Whether something listens at `HOST:PORT`; asked for a quarter of a minute, since a head may be busy."""
-    host, _, port = address.rpartition(":")
-    for _ in range(5):
-        try:
-            socket.create_connection((host, int(port)), timeout=3).close()
-            return True
-        except OSError:
-            time.sleep(3)
-    return False
 
 
 @contextlib.contextmanager

@@ -1,6 +1,8 @@
 """`cluster.yaml`: `ray up` on three machines (made by `hosts.py`), work on them, `ray down`."""
 
 import os
+import re
+import shlex
 import signal
 import socket
 import subprocess
@@ -14,7 +16,12 @@ import pytest
 import requests
 import yaml
 from hosts import ROOT, Host, fill_in, hosts, switch
+from object_store import BUCKET, s3
 from ray.autoscaler._private.util import prepare_config, validate_config
+from search_processes import QUICK, run
+
+from analysis.load import load_trials
+from tune.storage import Store
 
 BIN = Path(sys.executable).parent
 launches = pytest.mark.skipif(
@@ -31,6 +38,9 @@ ray.init("auto", log_to_driver=False)
 while len(alive := [node for node in ray.nodes() if node["Alive"]]) < int(sys.argv[1]): time.sleep(0.2)
 print("nodes:", *sorted(node["NodeManagerAddress"] for node in alive))
 """
+STORAGE = f"s3://{BUCKET}/runs"
+SEARCH = ["--search", "hparams", "--num-trials", "6", "--epochs", "5", "--sampler", "random", "--scheduler", "fifo", *QUICK]
+MEASURED = ["seconds_train", "seconds_eval", "images_per_second", "peak_memory_bytes"]
 
 
 @dataclass(frozen=True)
@@ -42,6 +52,7 @@ class Cluster:
     environment: dict[str, str]
     token: str
     output: str  # of `ray up`
+    object_store: dict[str, str]
 
     def ray(self, *arguments: str, **variables: str) -> subprocess.CompletedProcess[str]:
         return ray(self.environment | variables, *arguments)
@@ -64,16 +75,32 @@ def cluster(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Cluster]:
     own = {name: value for name, value in os.environ.items() if not name.startswith("RAY_")}
     environment = own | {"HOME": str(folder), "TMPDIR": str(folder), "PATH": f"{BIN}:{os.environ['PATH']}"}
     assert ray(environment, "get-auth-token", "--generate").returncode == 0
-    with hosts(3, folder) as machines:
+    with hosts(3, folder) as machines, s3(machines[0].ip.rpartition(".")[0] + ".1") as object_store:
+        for host in machines:
+            configure_s3(host, object_store)
         config = switch(folder)
         fill_in(config, machines, folder / "key", IMPATIENT)
         up = ray(environment, "up", "-y", str(config))
         assert up.returncode == 0, up.stdout
-        made = Cluster(config, machines, environment, (folder / ".ray/auth_token").read_text(), up.stdout)
+        made = Cluster(config, machines, environment, (folder / ".ray/auth_token").read_text(), up.stdout, object_store)
         (machines[0].home / "wait.py").write_text(WAIT_FOR_NODES)
         nodes = made.exec("timeout 240 python ~/wait.py 3")
         assert f"nodes: {' '.join(host.ip for host in machines)}" in nodes.stdout, nodes.stdout + launcher_log(machines[0])
         yield made
+
+
+def configure_s3(host: Host, variables: dict[str, str]) -> None:
+    """Gives a host credentials of its own, as a person would who has a server of S3's kind."""
+    folder = host.home / ".aws"
+    folder.mkdir()
+    (folder / "config").write_text(f"[default]\nendpoint_url = {variables['AWS_ENDPOINT_URL']}\nregion = us-east-1\n")
+    keys = [f"{name.lower()} = {variables[name]}" for name in ("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY")]
+    (folder / "credentials").write_text("\n".join(["[default]", *keys, ""]))
+
+
+def search(*arguments: str) -> str:
+    """The command line, for `ray exec`, of a search on the cluster."""
+    return f"cd ~/dcgan-tune && timeout 400 python -u -m tune.run --address auto --wandb disabled {shlex.join(arguments)}"
 
 
 def launcher_log(head: Host) -> str:
@@ -175,6 +202,52 @@ def test_token_stands_in_its_file_only(cluster: Cluster) -> None:
         logs = [file for file in host.root.glob("tmp/ray/session_2*/logs/**/*") if file.is_file()]
         assert logs
         assert not [file for file in logs if cluster.token.encode() in file.read_bytes()]
+
+
+@launches
+@pytest.mark.slow
+def test_a_folder_of_one_machine_alone_is_refused(cluster: Cluster) -> None:
+    told = cluster.exec(search(*SEARCH, "--storage", "/tmp/runs", "--name", "s"))
+    assert told.returncode != 0
+    for host in cluster.hosts[1:]:
+        assert re.search(
+            rf"must be one that every machine .*{host.name}: .* it does not see there what the driver", told.stdout
+        ), told.stdout
+    assert "Traceback" not in told.stdout
+
+
+@launches
+@pytest.mark.slow
+@pytest.mark.timeout(900)
+def test_a_search_goes_on_without_a_machine_that_vanishes(
+    cluster: Cluster, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Its trials end on the machines that are left, with the rows of an undisturbed search on one machine."""
+    code, output = run([*SEARCH, "--storage", str(tmp_path), "--name", "undisturbed"], tmp_path / "home")
+    assert code == 0, output
+    for name, value in cluster.object_store.items():
+        monkeypatch.setenv(name, value)
+    victim = cluster.hosts[-1]
+    with subprocess.Popen(
+        [BIN / "ray", "exec", cluster.config, search(*SEARCH, "--storage", STORAGE, "--name", "s")], cwd=ROOT,
+        env=cluster.environment, text=True, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.STDOUT,
+    ) as process:  # fmt: skip
+        deadline = time.monotonic() + 300
+        while rows_in_storage() < 5 or not victim.runs(b"ray::ImplicitFunc"):
+            assert process.poll() is None, process.communicate()[0]
+            assert time.monotonic() < deadline, "the search did not get there in time"
+            time.sleep(0.5)
+        victim.kill()
+        output, _ = process.communicate(timeout=500)
+    assert process.returncode == 0, output
+    assert f"everything is in {STORAGE}/s:" in output
+    there = load_trials(f"{STORAGE}/s").drop(columns=MEASURED)
+    assert there.equals(load_trials(tmp_path / "undisturbed").drop(columns=MEASURED))
+
+
+def rows_in_storage() -> int:
+    uri = f"{STORAGE}/s"
+    return int(load_trials(uri)["epoch"].count()) if Store(Path(), uri).has("trial_0000") else 0
 
 
 @launches

@@ -1,0 +1,56 @@
+"""A Ray cluster of several nodes on this machine (Ray's own, for tests), in processes of its own that can be killed."""
+
+import contextlib
+import json
+import os
+import signal
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+SCRIPT = """
+import json, sys
+from ray.cluster_utils import Cluster
+nodes = json.loads(sys.argv[1])
+cluster = Cluster(initialize_head=True, head_node_args={**nodes[0], "include_dashboard": False})
+for node in nodes[1:]:
+    cluster.add_node(**node)
+print("address", cluster.address, flush=True)
+sys.stdin.read()
+"""
+
+
+@contextlib.contextmanager
+def ray_nodes(home: Path, *nodes: dict[str, Any]) -> Iterator[tuple[str, subprocess.Popen[str]]]:
+    """A cluster of such nodes, the first of which is the head: its address, and its process group, to be killed whole."""
+    home.mkdir(exist_ok=True)
+    environment = {**os.environ, "HOME": str(home)}
+    process = subprocess.Popen(
+        [sys.executable, "-c", SCRIPT, json.dumps(nodes)], env=environment, text=True, start_new_session=True,
+        stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.STDOUT,
+    )  # fmt: skip
+    assert process.stdout
+    try:
+        said = []
+        for line in process.stdout:
+            said.append(line)
+            if line.startswith("address "):
+                break
+        else:
+            raise AssertionError("".join(said))
+        yield said[-1].split()[1], process
+    finally:
+        kill(process)
+        for stream in (process.stdin, process.stdout):
+            assert stream
+            with contextlib.suppress(BrokenPipeError):
+                stream.close()
+
+
+def kill(process: subprocess.Popen[str]) -> None:
+    """Ends all nodes at once, as when the power goes."""
+    with contextlib.suppress(ProcessLookupError):
+        os.killpg(process.pid, signal.SIGKILL)
+    process.wait()
