@@ -14,6 +14,10 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
+import torch
+
+from dcgan.config import TrainConfig
+from dcgan.data import Source, load_split, source
 from tune.storage import Store
 
 GPU_MEMORY = "gpu_memory"  # the resource that a machine declares, GiB of all its GPUs
@@ -219,6 +223,22 @@ def check_versions(cluster: Cluster) -> None:
         wrong += [f"{name} has {'; '.join(differing)}"] if differing else []
     if wrong:
         raise ValueError(f"the machines differ: {' · '.join(wrong)}; install the same everywhere, with -c constraints.txt")
+
+
+def check_data(cluster: Cluster, config: TrainConfig, data_dir: Path | None) -> None:
+    """Has every machine look for its data, and fetch them where it has none, at the same time.
+
+    Raises:
+        OSError: names a machine that cannot, and why.
+    """
+    for name, answer in cluster.everywhere(find_data, source(config, data_dir, torch.device("cpu"))).items():
+        if isinstance(answer, Exception):
+            raise OSError(f"{name} has no {config.dataset}: {' '.join(str(answer).split())}")
+
+
+def find_data(source: Source) -> None:
+    """Has this machine look for its data."""
+    load_split(source, "train")
 
 
 def check_storage(store: Store, cluster: Cluster | None) -> None:

@@ -22,7 +22,7 @@ from dcgan.config import DATASETS, TrainConfig
 from dcgan.data import default_data_dir, load_split, source, to_unit_range
 from dcgan.precision import absurdly_slow, default_device, usable
 from dcgan.schema import METRIC
-from tune.cluster import Cluster, There, check_storage, check_versions, here
+from tune.cluster import Cluster, There, check_data, check_storage, check_versions, here
 from tune.plan import (
     SAMPLERS,
     SCHEDULERS,
@@ -354,6 +354,8 @@ def run(args: argparse.Namespace, parser: argparse.ArgumentParser) -> int:
     elif holds_search(plan):
         name = plan.folder.name
         raise ValueError(f"{plan.location} holds a search; go on with it by --resume {name}, or choose another --name")
+    if cluster:
+        check_data(cluster, plan.search.base, plan.data_dir)
     preflight(plan, device, there)
     print(describe(plan, chosen, None if resume else there(seconds_per_epoch, plan, device)), flush=True)
     if slow := there(absurdly_slow, plan.search.base.precision, device):
