@@ -127,7 +127,7 @@ class Plan:
 
     def trial_folder(self, number: int) -> Path:
         """Where the trial of a number keeps its settings, rows and checkpoint."""
-        return self.folder / f"trial_{number:04d}"
+        return self.folder / folder_name(number)
 
     def expected_epochs(self) -> float:
         """Epochs of a trial on average, if trials came in no order: the i-th at a rung is among the best third of those
@@ -138,6 +138,11 @@ class Plan:
             before = rung
             arrivals = sum(1 / min(i, REDUCTION_FACTOR) for i in range(1, round(arrivals) + 1))
         return epochs / self.num_trials
+
+
+def folder_name(number: int) -> str:
+    """The folder of the trial of a number, which is its name in Ray, too."""
+    return f"trial_{number:04d}"
 
 
 def default_grace_period(epochs: int) -> int:

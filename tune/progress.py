@@ -17,6 +17,7 @@ from tune.plan import Plan
 from tune.study import StudySearch
 
 QUIET_SECONDS = 15.0  # between two status lines where they cannot overwrite each other
+REDRAW_SECONDS = 0.2  # where they can
 
 
 class Progress(ray_tune.Callback):
@@ -59,13 +60,16 @@ class Progress(ray_tune.Callback):
         verb = "finished" if epoch >= self.plan.epochs else f"stopped at epoch {epoch}"
         self._line(f"{trial} {verb}: best {self.plan.search.metric} {value:.2f} at epoch {best}{self._settings(trial)}")
         self._status()
+        forget(trial)
 
     def on_trial_error(self, iteration: int, trials: list[Trial], trial: Trial, **info: Any) -> None:
-        reason = str(cause_of(trial)).strip().splitlines()[-1]
+        cause = cause_of(trial)
+        reason = (str(cause).strip() or type(cause).__name__).splitlines()[-1]  # some say nothing, such as a bare assert
         self.ended[str(trial)] = self.reached.setdefault(str(trial), 0)
         self.failed += 1
         self._line(f"{trial} failed: {reason}{self._settings(trial)}")
         self._status()
+        forget(trial)
 
     def _settings(self, trial: Trial) -> str:
         values = (f"{name} {format_value(trial.config[name])}" for name in self.plan.search.axes)
@@ -96,15 +100,27 @@ class Progress(ray_tune.Callback):
         return float(left * self.seconds / self.epochs / self.plan.concurrent)
 
     def _status(self) -> None:
-        if sys.stdout.isatty():
+        terminal = sys.stdout.isatty()
+        if time.monotonic() - self.printed <= (REDRAW_SECONDS if terminal else QUIET_SECONDS):
+            return
+        self.printed = time.monotonic()
+        if terminal:
             width = shutil.get_terminal_size().columns - 1  # a wrapped line could not be overwritten
             print(f"\r\x1b[K{self.status()[:width]}", end="", flush=True)
-        elif time.monotonic() - self.printed > QUIET_SECONDS:
-            self.printed = time.monotonic()
+        else:
             print(self.status(), flush=True)
 
     def _line(self, text: str) -> None:
-        print(f"\r\x1b[K{text}" if sys.stdout.isatty() else text, flush=True)
+        if sys.stdout.isatty():
+            text = f"\r\x1b[K{text}"
+            self.printed = -math.inf  # the status line is gone
+        print(text, flush=True)
+
+
+def forget(trial: Trial) -> None:
+    """Drops the statistics that Ray keeps of every column of an ended trial, some 60 kB, which nobody reads."""
+    trial.run_metadata.metric_analysis.clear()
+    trial.run_metadata.metric_n_steps.clear()
 
 
 def cause_of(trial: Trial) -> BaseException:

@@ -21,7 +21,7 @@ from ray.tune.experiment import Trial
 
 from dcgan import checkpoint
 from tune.cluster import answers
-from tune.plan import SEARCH_FILE, Plan
+from tune.plan import SEARCH_FILE, Plan, folder_name
 from tune.progress import Progress, cause_of
 from tune.schedulers import make_scheduler
 from tune.storage import LOCK, StorageError
@@ -138,10 +138,10 @@ def run_plan(plan: Plan, stop: Stop) -> None:
 def tuner(plan: Plan, searcher: StudySearch, faults: "Faults", train: Callable[..., None] = trainable) -> ray_tune.Tuner:
     """Ray's tuner for what is left of the plan. (`train`: the benchmark of the driver replays trials.)"""
 
-    numbers = searcher.numbers  # and not the searcher: Ray pickles `trial_name` with every trial
+    numbers = searcher.numbers  # and neither searcher nor plan: Ray pickles `trial_name` with every trial
 
     def trial_name(trial: Trial) -> str:
-        return plan.trial_folder(numbers[trial.trial_id]).name
+        return folder_name(numbers[trial.trial_id])
 
     bound = partial(
         train,
@@ -235,8 +235,8 @@ def local_ray(cpus: int) -> Iterator[None]:
     """Ray on so many CPUs of this machine."""
     try:
         ray.init(
-            os.environ.get("RAY_ADDRESS", "local"),  # else it joins a cluster that happens to run here
-            num_cpus=None if "RAY_ADDRESS" in os.environ else cpus,
+            "local",  # else it joins a cluster that happens to run here
+            num_cpus=cpus,
             include_dashboard=False,
             log_to_driver=False,
             logging_level=logging.ERROR,

@@ -17,6 +17,7 @@ from typing import Any
 import numpy as np
 import optuna
 from optuna.distributions import CategoricalDistribution
+from optuna.search_space import IntersectionSearchSpace
 from optuna.storages import RDBStorage
 from optuna.study import StudyDirection
 from optuna.trial import FrozenTrial, TrialState, create_trial
@@ -59,14 +60,28 @@ def open_study(folder: Path, objectives: tuple[str, ...] = ()) -> optuna.Study:
         raise ValueError(f"{path} is damaged ({reason}); its trials can still be read by python -m analysis.tables") from error
 
 
-def make_sampler(plan: Plan, number: int, attempt: int = 0) -> optuna.samplers.BaseSampler:
-    """The sampler of one proposal. Its seed depends on the trial's number alone, so no random state need be kept."""
+def make_sampler(
+    plan: Plan, number: int, attempt: int = 0, space: IntersectionSearchSpace | None = None
+) -> optuna.samplers.BaseSampler:
+    """The sampler of one proposal. Its seed depends on the trial's number alone, so no random state need be kept.
+
+    `space` remembers which trials it has seen, so that TPE need not look at all of them for each proposal.
+    """
     seed = int(np.random.SeedSequence([plan.seed, number, attempt]).generate_state(1)[0])
     if plan.sampler == "tpe":
         # few random trials first, and many candidates for each later one: measured by tune.simulate (docs/log.md)
         startup = min(5, max(1, plan.num_trials // 3))
-        return optuna.samplers.TPESampler(seed=seed, n_startup_trials=startup, n_ei_candidates=200)
+        sampler = optuna.samplers.TPESampler(seed=seed, n_startup_trials=startup, n_ei_candidates=200)
+        sampler._search_space = space or sampler._search_space
+        return sampler
     return optuna.samplers.RandomSampler(seed=seed)
+
+
+class Numbers(dict[str, int]):
+    """Optuna's number of each of Ray's trial ids. Pickled it is empty: Ray pickles what names trials with every trial."""
+
+    def __reduce__(self) -> tuple[type, tuple[()]]:
+        return Numbers, ()
 
 
 class StudySearch(OptunaSearch):
@@ -99,10 +114,10 @@ class StudySearch(OptunaSearch):
         self.ledger = ledger
         self.past = {trial.number: trial for trial in past}
         """Trials of earlier sessions as they were when this one began."""
-        self.numbers: dict[str, int] = {}
-        """Optuna's number of each of Ray's trial ids."""
+        self.numbers = Numbers()
         self._begun = [trial.number for trial in past if trial.state == TrialState.RUNNING]
         self._tried = [trial.params for trial in past]
+        self._known_space = IntersectionSearchSpace(include_pruned=True)  # of `study`
         self._best: dict[str, dict[str, Any]] = {}  # the row of each trial's best epoch
         self.remaining = plan.num_trials + retries - len(past) + len(self._begun)
 
@@ -119,7 +134,7 @@ class StudySearch(OptunaSearch):
             return self._config(number)
         number = self.numbers[trial_id] = len(self._tried)
         for attempt in itertools.count():
-            self.study.sampler = make_sampler(self.plan, number, attempt)
+            self.study.sampler = make_sampler(self.plan, number, attempt, self._known_space)
             config: dict[str, Any] = super().suggest(trial_id) or {}
             params = self._ot_trials[trial_id].params
             if params not in self._tried:  # the same setting and seed would only give the same curve
@@ -139,9 +154,12 @@ class StudySearch(OptunaSearch):
         best = self._best.get(trial_id)
         if best is None or metric < best[self.plan.search.metric]:
             self._best[trial_id] = {name: result[name] for name in ("epoch", *self.plan.objectives)}
-        for study, trial in self._records(trial_id):
-            if epoch not in trial.intermediate_values:
-                study._storage.set_trial_intermediate_value(trial._trial_id, epoch, metric)
+        # memory knows what the ledger holds, which would take long to read
+        if epoch not in self.study._storage.get_trial(self._ot_trials[trial_id]._trial_id).intermediate_values:
+            for study, number in self._records(trial_id):
+                storage = study._storage
+                found = storage.get_trial_id_from_study_id_trial_number(study._study_id, number)
+                storage.set_trial_intermediate_value(found, epoch, metric)
 
     def on_trial_complete(self, trial_id: str, result: dict[str, Any] | None = None, error: bool = False) -> None:
         """Tells Optuna how a trial ended. Failures are told by `fail`, once their cause is known."""
@@ -181,8 +199,8 @@ class StudySearch(OptunaSearch):
         return random.Random(number).choice([point for point in points if point not in self._tried])
 
     def _tell(self, trial_id: str, state: TrialState, values: list[float] | None = None) -> None:
-        for study, trial in self._records(trial_id):
-            study.tell(trial.number, values, state)
+        for study, number in self._records(trial_id):
+            study.tell(number, values, state)
         self._keep()
 
     def _keep(self) -> None:
@@ -190,15 +208,10 @@ class StudySearch(OptunaSearch):
         if self.ledger:
             self.plan.store.decide(self.plan.folder / STUDY)
 
-    def _records(self, trial_id: str) -> list[tuple[optuna.Study, FrozenTrial]]:
-        """The trial in the ledger, first, since what is not there did not happen, and in memory."""
-        memory = self._ot_trials[trial_id]
-        records = [(self.study, self.study._storage.get_trial(memory._trial_id))]
-        if self.ledger:
-            storage = self.ledger._storage
-            found = storage.get_trial_id_from_study_id_trial_number(self.ledger._study_id, self.numbers[trial_id])
-            records.insert(0, (self.ledger, storage.get_trial(found)))
-        return records
+    def _records(self, trial_id: str) -> list[tuple[optuna.Study, int]]:
+        """The trial's number in the ledger, first, since what is not there did not happen, and in memory."""
+        memory = (self.study, self._ot_trials[trial_id].number)
+        return [(self.ledger, self.numbers[trial_id]), memory] if self.ledger else [memory]
 
 
 def running(params: dict[str, Any], distributions: Any, **attributes: Any) -> FrozenTrial:
