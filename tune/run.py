@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 # Before Ray is imported: no usage reports, and Tune's own status output gives way to tune.progress.
 os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
 os.environ.setdefault("RAY_AIR_NEW_OUTPUT", "0")
+os.environ.setdefault("RAY_IGNORE_UNHANDLED_ERRORS", "1")  # of trials that fail as the search ends; each is told
 
 import torch
 
@@ -38,7 +39,7 @@ from tune.plan import (
     usable_cpus,
 )
 from tune.searches import DEMO, OBJECTIVES, PRESETS, REPORT, SEARCHES, Point, Search, make_search
-from tune.storage import LOCK, place, stored
+from tune.storage import LOCK, StorageError, place, stored
 
 if TYPE_CHECKING:
     from tune.runner import Stop  # Ray takes 2 s to import, which --help and errors need not wait for
@@ -373,7 +374,7 @@ def run(args: argparse.Namespace, parser: argparse.ArgumentParser) -> int:
         description = there(record, plan, arguments, device)
 
     from tune import study
-    from tune.runner import run_plan, session
+    from tune.runner import run_plan, session, storage_error
     from tune.track import default_mode, tracked, tracking
     from tune.track import describe as describe_tracking
 
@@ -399,6 +400,8 @@ def run(args: argparse.Namespace, parser: argparse.ArgumentParser) -> int:
             plan.store.put()
     except KeyboardInterrupt:  # before Ray was up, or for the second time
         interrupted = True
+    except StorageError as error:
+        raise storage_error(error, plan) or error from error
     if found:
         command = f"python -m analysis.report {shlex.quote(plan.location)}"
         print(f"\nagain, with figures for a paper, or of several searches: {command}")

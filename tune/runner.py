@@ -130,9 +130,9 @@ def run_plan(plan: Plan, stop: Stop) -> None:
         if stop.asked:
             stop.timer.cancel()
         shutil.rmtree(plan.folder / SCRATCH, ignore_errors=True)
-    plan.store.get_small()
     if faults.storage:
         raise faults.storage
+    plan.store.get_small()
 
 
 def tuner(plan: Plan, searcher: StudySearch, faults: "Faults", train: Callable[..., None] = trainable) -> ray_tune.Tuner:

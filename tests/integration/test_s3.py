@@ -1,5 +1,6 @@
 """Searches whose storage is an object store: a real S3-compatible server on loopback."""
 
+import random
 import re
 import shutil
 import subprocess
@@ -57,17 +58,13 @@ def test_a_search_survives_the_loss_of_its_machine(tmp_path: Path) -> None:
 
     lost, other = tmp_path / "lost", tmp_path / "other"
     process = start([*SEARCH, "--storage", STORAGE, "--name", "s"], lost)
-    for rows in (2, 5):
-        deadline = time.monotonic() + 120
-        while rows_in_storage("s") < rows:
-            assert process.poll() is None, process.communicate()[0]
-            assert time.monotonic() < deadline
-        process.kill()
-        process.communicate()
-        shutil.rmtree(lost)
-        process = start(["--resume", "s", "--storage", STORAGE], lost)
+    rows, deadline = random.Random(time.time_ns()).randint(1, 6), time.monotonic() + 200  # another moment each time
+    while rows_in_storage("s") < rows:
+        assert process.poll() is None, process.communicate()[0]
+        assert time.monotonic() < deadline
     process.kill()
     process.communicate()
+    shutil.rmtree(lost)
     code, output = run(["--resume", "s", "--storage", STORAGE], other)
     assert code == 0, output
     assert f"everything is in {STORAGE}/s:" in output
@@ -137,3 +134,23 @@ def test_what_cannot_work_is_said_before_anything_starts(arguments: str, reason:
     assert code == 2
     assert re.search(f"error: {reason}", output), output
     assert len(output.splitlines()) == 1
+
+
+@pytest.mark.slow
+def test_a_storage_that_is_gone_ends_the_search_with_a_reason(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    with s3() as environment:
+        for name, value in environment.items():
+            monkeypatch.setenv(name, value)
+        arguments = ["--search", "baseline", "--epochs", "90", *QUICK, "--storage", STORAGE, "--name", "g"]
+        process = start(arguments, tmp_path / "home")
+        folder, deadline = tmp_path / "copy", time.monotonic() + 120
+        while not list(fetched("g", folder).glob("trial_0000/result.json")):
+            assert process.poll() is None, process.communicate()[0]
+            assert time.monotonic() < deadline
+            shutil.rmtree(folder)
+            time.sleep(0.5)
+    output, _ = process.communicate(timeout=200)
+    assert process.returncode == 2, output
+    reason = rf"error: {STORAGE}/g\S* cannot be (read|written) from .*; what is in the storage is kept; go on with: python -m"
+    assert re.search(reason, output.splitlines()[-1]), output
+    assert "Traceback" not in output
