@@ -114,7 +114,8 @@ def _fetch(uri: str, copy: Path, patterns: Sequence[str], depth: int) -> None:
         storage, root = url_to_fs(uri)
         storage.invalidate_cache()  # of a search that may be running
         there = storage.find(root, maxdepth=depth) if storage.exists(root) else []
-        wanted = [file for file in there if any(Path(file).match(pattern) for pattern in patterns)]
+        inside = [file for file in there if ".." not in Path(file).parts]  # an object may have any name
+        wanted = [file for file in inside if any(Path(file).match(pattern) for pattern in patterns)]
         targets = [copy / Path(file).relative_to(root) for file in wanted]
         for target in targets:
             target.parent.mkdir(parents=True, exist_ok=True)

@@ -89,10 +89,16 @@ class Cluster:
         """Whether it has several machines, or may have them."""
         return len(self.nodes) > 1 or self.autoscales
 
-    @property
-    def ready(self) -> bool:
-        """Whether a trial can run on one of its machines by now."""
-        return any(node.gpus if self.room[1] else node.cpus for node in self.nodes)
+    def check_ready(self) -> bool:
+        """Whether a trial can run on one of its machines by now.
+
+        Raises:
+            OSError: none can, and none will come.
+        """
+        ready = any(node.gpus if self.room[1] else node.cpus for node in self.nodes)
+        if not ready and not self.autoscales:
+            raise OSError(f"trials have no CPU in the cluster ({describe(self.nodes)}); are its workers up? see ray status")
+        return ready
 
     def refreshed(self) -> list[Node]:
         """The machines as they are now."""
@@ -136,6 +142,8 @@ def result(call: Any, timeout: float | None = None) -> Any:
         raise error.cause from None
     except ray.exceptions.GetTimeoutError:
         raise TimeoutError(f"no answer within {timeout:.0f} s") from None
+    except ray.exceptions.RayError as error:  # the worker, or its machine, is gone
+        raise OSError(" ".join(str(error).split())) from error
 
 
 def answers(address: str, tries: int = 1) -> bool:

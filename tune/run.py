@@ -343,7 +343,7 @@ def run(args: argparse.Namespace, parser: argparse.ArgumentParser) -> int:
     there: There = cluster.there if cluster else here
     if cluster:
         check_versions(cluster)
-        if not cluster.ready:
+        if not cluster.check_ready():
             print("waiting for a machine that trials can run on, which the cluster starts now", flush=True)
     device = there(default_device)
     chosen = choose_preset(args, device)

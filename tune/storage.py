@@ -150,7 +150,9 @@ class Store:
         fs.invalidate_cache()
         found = fs.find(root, detail=True) if fs.exists(root) else {}
         told = ("size", "ETag", "LastModified", "etag", "updated", "mtime", "created")
-        return {str(Path(path).relative_to(root)): str([info.get(key) for key in told]) for path, info in found.items()}
+        names = {str(Path(path).relative_to(root)): info for path, info in found.items()}
+        inside = {name: info for name, info in names.items() if ".." not in Path(name).parts}  # an object may have any name
+        return {name: str([info.get(key) for key in told]) for name, info in inside.items()}
 
     @contextlib.contextmanager
     def _explained(self, what: str) -> Iterator[tuple[Any, str]]:

@@ -84,6 +84,13 @@ def test_an_address_that_leads_nowhere_is_said(address: str, reason: str, tmp_pa
     assert re.search(f"^python -m tune.run: error: {reason}", output, re.MULTILINE), output
 
 
+def test_a_cluster_without_room_for_trials_is_said(tmp_path: Path) -> None:
+    with ray_nodes(tmp_path / "home", HEAD) as (address, _):
+        code, output = run([*SEARCH, "--address", address, "--storage", str(tmp_path)], tmp_path / "home")
+    assert code == 2, output
+    assert "error: trials have no CPU in the cluster (1 machine, 0 CPUs: " in output
+
+
 PLACED = """
 import collections, json, sys, ray
 ray.init(sys.argv[1], log_to_driver=False)

@@ -122,6 +122,22 @@ def test_the_study_that_is_written_here_is_never_replaced_by_its_older_copy(stor
     assert study.stat().st_ino == before
 
 
+def test_names_that_lead_out_of_the_folder_are_left_out(storage: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """An object in a store may be called anything."""
+    import fsspec
+
+    fs = fsspec.filesystem("memory")
+    fs.pipe("/bucket/run/a.json", b"1")
+    found = fs.find("/bucket/run", detail=True)
+    monkeypatch.setattr(
+        type(fs), "find", lambda *_, **__: found | {"/bucket/run/../../escaped.json": found["/bucket/run/a.json"]}
+    )
+    one = Store(storage.parents[1] / "one", "memory://bucket/run")
+    one.get()
+    assert tree(one.folder) == {"a.json": "1"}
+    assert not list(storage.parents[1].rglob("escaped*"))
+
+
 def test_removed_things_are_gone_on_both_sides(storage: Path) -> None:
     one = copy(storage, "one")
     write(one.folder / "trial_0000" / "params.json", "{}")
