@@ -1,7 +1,7 @@
 """Machines to log in to by SSH, made of this one: namespaces of network, processes, mounts and host name. Linux, as root.
 
-Each has an address in a private network, an SSH server that takes one key, and a home and a `/tmp` of its own; the rest of the
-file system is this machine's. `~/venv` is the environment that runs the tests. There is no way to the world outside.
+Each has an address in a private network, an SSH server that takes one key, and a home and a `/tmp/ray` of its own; the rest of
+the file system is this machine's. `~/venv` is the environment that runs the tests. There is no way to the world outside.
 
 All is held by open pipes: when they close, because the test ended or was killed, the kernel removes the rest.
 """
@@ -19,7 +19,8 @@ from pathlib import Path
 import yaml
 
 ROOT = Path(__file__).parents[2]
-HOME = "/mnt"  # a host's home: root's own may hold the interpreter
+NEEDED = (ROOT, Path(sys.prefix), Path(sys.base_prefix))
+HOME = next(home for home in ("/mnt", "/srv") if not any(path.is_relative_to(home) for path in NEEDED))  # a host's, over this
 PINS = [ROOT / "pyproject.toml", ROOT / "constraints.txt"]
 SSHD = f"-f /dev/null -o HostKey={HOME}/.ssh/host_key -o UsePAM=no -o StrictModes=no -o PidFile=none -o MaxStartups=99"
 
@@ -28,7 +29,7 @@ HUB = "ip link add bridge type bridge; ip link set bridge up"
 BOOT = f"""
 hostname "$1"; mount --bind "$2" {HOME}; cd {HOME}
 for file in passwd shadow hosts; do mount --bind $file /etc/$file; done
-mount -t tmpfs tmpfs /tmp; mount -t tmpfs tmpfs /run; mkdir /run/sshd
+mkdir -p ray /tmp/ray; mount --bind ray /tmp/ray; mount -t tmpfs tmpfs /run; mkdir /run/sshd
 ip link set lo up; "$3" {SSHD}
 """
 HOLD = "\necho up; cat; exit"  # until standard input closes

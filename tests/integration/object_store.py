@@ -10,6 +10,8 @@ import urllib.error
 import urllib.request
 from collections.abc import Iterator
 
+import s3fs
+
 BUCKET = "bucket"
 SECRET = "dGhpcyBpcyBhIHNlY3JldA"  # nothing may write it down
 
@@ -36,6 +38,7 @@ def s3(host: str = "127.0.0.1") -> Iterator[dict[str, str]]:
             time.sleep(0.1)
         make = "import boto3, sys; boto3.client('s3').create_bucket(Bucket=sys.argv[1])"
         subprocess.run([sys.executable, "-c", make, BUCKET], env={**os.environ, **environment}, check=True)
+        s3fs.S3FileSystem.clear_instance_cache()  # of clients that this process made for an earlier server
         yield environment
     finally:
         server.kill()

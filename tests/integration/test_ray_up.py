@@ -16,7 +16,7 @@ from pathlib import Path
 import pytest
 import requests
 import yaml
-from hosts import ROOT, Host, fill_in, hosts, switch
+from hosts import HOME, ROOT, Host, fill_in, hosts, switch
 from object_store import BUCKET, s3
 from ray.autoscaler._private.util import prepare_config, validate_config
 from search_processes import QUICK, run
@@ -213,7 +213,7 @@ def test_token_stands_in_its_file_only(cluster: Cluster) -> None:
 @launches
 @pytest.mark.slow
 def test_a_folder_of_one_machine_alone_is_refused(cluster: Cluster) -> None:
-    told = cluster.exec(search(*SEARCH, "--storage", "/tmp/runs", "--name", "s"))
+    told = cluster.exec(search(*SEARCH, "--storage", f"{HOME}/runs", "--name", "s"))
     assert told.returncode != 0
     assert "one that every machine of the cluster reaches, such as a folder that all machines mount, or s3://" in told.stdout
     for host in cluster.hosts[1:]:
