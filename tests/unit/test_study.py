@@ -7,6 +7,7 @@ import random
 import shlex
 import sqlite3
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import optuna
@@ -15,10 +16,12 @@ import torch
 from optuna.distributions import FloatDistribution
 from optuna.study import StudyDirection
 from optuna.trial import TrialState
+from ray import cloudpickle
 from ray.tune.schedulers import TrialScheduler
 
 from dcgan import checkpoint
 from tune.plan import Plan
+from tune.progress import Progress
 from tune.run import make_parser, read_plan
 from tune.runner import transfer
 from tune.schedulers import RESAMPLE, Halving, Population, make_scheduler
@@ -659,3 +662,16 @@ def test_a_damaged_checkpoint_is_put_aside(tmp_path: Path) -> None:
         assert [path.name for path in tmp_path.iterdir()] == ["checkpoint.damaged"]
         assert (tmp_path / "checkpoint.damaged").read_bytes() == damaged
     assert load_saved(tmp_path) == {}
+
+
+def test_a_trial_that_fails_without_a_word_is_told_by_its_error(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    plan = make_plan(tmp_path)
+    (tmp_path / "error.pkl").write_bytes(cloudpickle.dumps(AssertionError()))
+    metadata = SimpleNamespace(metric_analysis={"fid": {}}, metric_n_steps={"fid": {}})
+    trial: Any = SimpleNamespace(
+        pickled_error_file=tmp_path / "error.pkl", config=plan.search.baseline(), run_metadata=metadata
+    )
+    progress = Progress(plan, open_search(plan))
+    progress.on_trial_error(0, [trial], trial)
+    assert "failed: AssertionError" in capsys.readouterr().out
+    assert not metadata.metric_analysis  # an ended trial's statistics are dropped
