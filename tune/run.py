@@ -233,6 +233,7 @@ def first_points(search: Search, sampler: str, num_trials: int, earlier: str | P
     from tune.study import STUDY, best_points
 
     store = stored(str(earlier), purpose="earlier")
+    store.clear()
     store.get(STUDY)
     return [search.baseline(), *best_points(store.folder, search, max(1, num_trials // 3))]
 
@@ -286,7 +287,7 @@ def saved_search(args: argparse.Namespace, parser: argparse.ArgumentParser) -> t
     store = place(args.storage, args.resume, several=False)
     store.get(SEARCH_FILE)
     file = store.folder / SEARCH_FILE
-    if not file.is_file():
+    if not (store.has(SEARCH_FILE) if store.uri else file.is_file()):  # a copy may be older than what is there now
         there = ", ".join(store.siblings(SEARCH_FILE)) or "none"
         raise FileNotFoundError(f"no search {args.resume!r} in {store.location.rpartition('/')[0]}; there: {there}")
     try:

@@ -76,7 +76,7 @@ class Store:
         files = [file for path in paths or (self.folder,) for file in (path.rglob("*") if path.is_dir() else (path,))]
         stamps = {str(file.relative_to(self.folder)): stamp(file) for file in files if file.is_file()}
         changed = [n for n, now in stamps.items() if self._put.get(n) != now and not matches(n, LOCAL)]
-        with self._explained("write") as (fs, root):
+        with self._explained("written") as (fs, root):
             if is_folder(fs):  # whole or not at all, as object stores do of themselves
                 for name in changed:
                     (Path(root) / name).parent.mkdir(parents=True, exist_ok=True)
@@ -89,7 +89,7 @@ class Store:
         """Removes a file or folder from the storage, and here."""
         if not self.uri:
             return
-        with self._explained("write") as (fs, root), contextlib.suppress(FileNotFoundError):
+        with self._explained("written") as (fs, root), contextlib.suppress(FileNotFoundError):
             fs.rm(f"{root}/{name}", recursive=True)
         path = self.folder / name
         shutil.rmtree(path, ignore_errors=True) if path.is_dir() else path.unlink(missing_ok=True)
@@ -117,15 +117,19 @@ class Store:
         """
         if not self.uri:
             return
-        for path in self.folder.iterdir():
-            if path.name != LOCK:
-                shutil.rmtree(path) if path.is_dir() else path.unlink()
+        self.clear()
         self.get_small()
         self.get("*.db")  # once: from now on it is written here
         since = f"{datetime.datetime.now():%F %T} ({secrets.token_hex(4)})"
         self.owner = f"process {os.getpid()} on {socket.gethostname()} since {since}"
         checkpoint.replace(self.folder / DRIVER, self.owner.encode())
         self.put(self.folder / DRIVER)
+
+    def clear(self) -> None:
+        """Empties the copy, which may be of a search of the same name that is no longer in the storage."""
+        for path in self.folder.iterdir() if self.uri and self.folder.is_dir() else ():
+            if path.name != LOCK:
+                shutil.rmtree(path) if path.is_dir() else path.unlink()
 
     def get_small(self) -> None:
         """Brings all but studies, checkpoints and TensorBoard files up to date."""
@@ -164,7 +168,7 @@ class Store:
             raise
         except Exception as error:  # each storage has classes of its own, for want of a network, of rights, of credentials
             reason = " ".join(str(error).split())
-            raise StorageError(f"{self.uri} cannot be {'read' if what == 'read' else 'written'} from "
+            raise StorageError(f"{self.uri} cannot be {what} from "
                                f"{socket.gethostname()}: {type(error).__name__}: {reason}") from error  # fmt: skip
 
 
@@ -216,7 +220,13 @@ def is_folder(fs: Any) -> bool:
 
 
 def place(storage: str, name: str, *, several: bool) -> Store:
-    """Where a search of this name lies: in the folder itself, or, of a URI or for several machines, in a copy of it."""
+    """Where a search of this name lies: in the folder itself, or, of a URI or for several machines, in a copy of it.
+
+    Raises:
+        ValueError: a URI that names no bucket.
+    """
+    if storage.endswith("://"):
+        raise ValueError(f"--storage is {storage}; expected a bucket or folder in it, such as {storage}BUCKET/FOLDER")
     if "://" not in storage:
         path = Path(storage).expanduser().absolute() / name
         return Store(working_copy(str(path)), str(path)) if several else Store(path)

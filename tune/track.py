@@ -88,6 +88,7 @@ class Tracker:
     def __init__(self, store: Store, mode: str) -> None:
         folder = store.folder
         self.store, self.folder, self.mode = store, folder, mode
+        store.clear()
         store.get_small()
         self.search = json.loads((folder / SEARCH_FILE).read_text())
         self.file = folder / LEDGER

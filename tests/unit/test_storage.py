@@ -98,6 +98,25 @@ def test_the_driver_begins_with_what_the_storage_has_and_nothing_else(storage: P
     assert set(tree(driver.folder)) == {"study.db", "trial_0000/params.json", ".lock", DRIVER}
 
 
+def test_a_copy_of_a_search_that_is_gone_is_emptied(storage: Path, tmp_path: Path) -> None:
+    one = copy(storage, "one")
+    write(one.folder / "wandb.json", "of a search of the same name, that was deleted")
+    write(one.folder / "wandb" / "run" / "x", "")
+    one.clear()
+    assert tree(one.folder) == {}
+    here = Store(tmp_path / "here")
+    file = write(here.folder / "study.db", "")
+    here.clear()  # it is no copy
+    assert file.is_file()
+
+
+def test_a_uri_without_a_bucket_is_refused() -> None:
+    with pytest.raises(
+        ValueError, match=r"^--storage is s3://; expected a bucket or folder in it, such as s3://BUCKET/FOLDER$"
+    ):
+        place("s3://", "run", several=False)
+
+
 def test_a_driver_that_was_followed_by_another_decides_no_more(storage: Path) -> None:
     former, latter = copy(storage, "former"), copy(storage, "latter")
     former.begin()
