@@ -7,7 +7,8 @@ import pandas as pd
 
 
 def run(parser: argparse.ArgumentParser, answer: Callable[[argparse.Namespace], str]) -> None:
-    """Prints the answer to the command line; an error that a user can cause takes one line and exit code 2."""
+    """Prints the answer to the command line; an error that a user can cause takes one line and exit
+    code 2."""
     args = parser.parse_args()
     try:
         print(answer(args))

@@ -1,8 +1,9 @@
 """Charts of a search as plain data: what `analysis.draw` draws, in numbers that a test can check.
 
-Frames are as `analysis.load.load_trials` gives them, of one search and not by seed. `mode` is `min` if less of the metric is
-better, else `max`. A function gives None where the data do not allow its chart. Numbers are rounded to 5 significant digits,
-more than an eye can tell apart and half the size of a page; None is a gap.
+Frames are as `analysis.load.over_lanes` gives them, of one search. `mode` is `min`
+if less of the metric is better, else `max`. A function gives None where the data do not allow its
+chart. Numbers are rounded to 5 significant digits, more than an eye can tell apart and half the
+size of a page; None is a gap.
 """
 
 import math
@@ -17,9 +18,9 @@ import numpy as np
 import pandas as pd
 
 from analysis.importance import importance
-from analysis.load import STATUSES, STUDY
+from analysis.load import STD, over_lanes
 from analysis.tables import MOST_LEVELS, compare, pareto, ranking, varied
-from dcgan.schema import METRIC
+from dcgan.schema import METRIC, STATUSES, STUDY_FILE
 
 BEST = 5
 """Trials that stand out among the learning curves."""
@@ -53,7 +54,8 @@ class Series:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Axis:
-    """One of parallel coordinates: a value per trial on its own scale, and what to write where on it."""
+    """One of parallel coordinates: a value per trial on its own scale, and what to write where on
+    it."""
 
     label: str
     values: list[float]
@@ -63,7 +65,8 @@ class Axis:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Chart:
-    """A chart in numbers: series on two axes, or parallel `axes`, of which the last gives the colour."""
+    """A chart in numbers: series on two axes, or parallel `axes`, of which the last gives the
+    colour."""
 
     name: str
     """File stem."""
@@ -82,7 +85,10 @@ class Chart:
 
 
 def charts(
-    frame: pd.DataFrame, run: Path | None = None, search: dict[str, Any] | None = None, metric: str = METRIC
+    frame: pd.DataFrame,
+    run: Path | None = None,
+    search: dict[str, Any] | None = None,
+    metric: str = METRIC,
 ) -> list[Chart]:
     """All charts that the data allow, in the order in which they should be read.
 
@@ -92,8 +98,10 @@ def charts(
         search: `read_search(run)`: the metric's mode, the axes and the base settings.
         metric: a column of results.
     """
-    search = search or {}
-    goals = {goal["column"]: goal["mode"] for goal in search.get("objectives", [])} or {METRIC: "min"}
+    frame, search = over_lanes(frame), search or {}
+    goals = {goal["column"]: goal["mode"] for goal in search.get("objectives", [])} or {
+        METRIC: "min"
+    }
     mode = goals.get(metric, "min")
     differing = varied(frame)
     settings = [name for name in search.get("axes") or differing if name in differing]
@@ -123,16 +131,22 @@ def learning_curves(frame: pd.DataFrame, metric: str = METRIC, mode: str = "min"
     for rank, trial in enumerate(ranked[:BEST], start=1):
         own = known[known["trial"] == trial]
         band = _band(own, metric, log)
-        series.append(Series(name=f"{rank}: {trial}", x=_numbers(own["epoch"]), y=_numbers(own[metric]), **band))
+        series.append(
+            Series(
+                name=f"{rank}: {trial}", x=_numbers(own["epoch"]), y=_numbers(own[metric]), **band
+            )
+        )
     caption = f"{_label(metric, mode)} after each epoch; {len(ranked)} of {frame['trial'].nunique()} trials have results."
     if len(ranked) > BEST:
         caption += f" In colours the best {BEST}, by rank; grey: all others."
     if any(one.low for one in series):
-        caption += f" Bands: ± one sample standard deviation over {known['replicas'].max():.0f} seeds."
+        caption += f" Bands: ± one sample standard deviation over {known['lanes'].max()} seeds."
     if metric == METRIC and known["fid_real"].notna().any():
         level = known["fid_real"].dropna().iloc[0]
         ends = _numbers([known["epoch"].min(), known["epoch"].max()])
-        series.append(Series(name="real images", x=ends, y=_numbers([level, level]), reference=True))
+        series.append(
+            Series(name="real images", x=ends, y=_numbers([level, level]), reference=True)
+        )
         log = log and level > 0
         caption += f" Dashed: what as many real images get ({level:.3g}), the floor."
     return Chart(
@@ -142,7 +156,7 @@ def learning_curves(frame: pd.DataFrame, metric: str = METRIC, mode: str = "min"
 
 
 def _band(own: pd.DataFrame, metric: str, log: bool) -> dict[str, Any]:
-    spread = own["fid_std"].astype("Float64").fillna(0)
+    spread = own[STD].astype("Float64").fillna(0)
     if metric != METRIC or not (spread > 0).any():
         return {}
     low = own[metric] - spread
@@ -156,17 +170,32 @@ def _background(rows: pd.DataFrame, x: pd.Series, metric: str) -> list[Series]:
     if rows.empty:
         return []
     gap = pd.DataFrame({"trial": rows["trial"].unique()})
-    parts = pd.concat([rows[["trial"]].assign(x=x.astype("Float64"), y=rows[metric].astype("Float64")), gap])
+    parts = pd.concat(
+        [rows[["trial"]].assign(x=x.astype("Float64"), y=rows[metric].astype("Float64")), gap]
+    )
     parts = parts.sort_values("trial", kind="stable")  # the gap comes after its trial's rows
-    return [Series(name="others", x=_numbers(parts["x"]), y=_numbers(parts["y"]), faint=True, hover=parts["trial"].to_list())]
+    return [
+        Series(
+            name="others",
+            x=_numbers(parts["x"]),
+            y=_numbers(parts["y"]),
+            faint=True,
+            hover=parts["trial"].to_list(),
+        )
+    ]
 
 
-def metric_against_time(frame: pd.DataFrame, metric: str = METRIC, mode: str = "min") -> Chart | None:
-    """Every epoch of every trial, and the best of all, against the seconds that its trial took until then."""
+def metric_against_time(
+    frame: pd.DataFrame, metric: str = METRIC, mode: str = "min"
+) -> Chart | None:
+    """Every epoch of every trial, and the best of all, against the seconds that its trial took
+    until then."""
     ordered = frame.sort_values(["trial", "epoch"], ignore_index=True)
     by_trial = ordered.groupby("trial")
     seconds = ordered["seconds_train"].astype("Float64") + ordered["seconds_eval"].astype("Float64")
-    whole = (by_trial.cumcount() + 1 == ordered["epoch"]).fillna(False)  # else rows before are lost, and their seconds
+    whole = (by_trial.cumcount() + 1 == ordered["epoch"]).fillna(
+        False
+    )  # else rows before are lost, and their seconds
     ordered["spent"] = seconds.groupby(ordered["trial"]).cumsum().where(whole)
     known = ordered.dropna(subset=["spent", metric]).sort_values("spent", kind="stable")
     if known.empty:
@@ -187,8 +216,14 @@ def metric_against_time(frame: pd.DataFrame, metric: str = METRIC, mode: str = "
     )  # fmt: skip
 
 
-def losses(frame: pd.DataFrame, metric: str = METRIC, mode: str = "min", base: Mapping[str, Any] | None = None) -> Chart | None:
-    """Losses of the best trial, and of the first one with the search's base settings, if there is one."""
+def losses(
+    frame: pd.DataFrame,
+    metric: str = METRIC,
+    mode: str = "min",
+    base: Mapping[str, Any] | None = None,
+) -> Chart | None:
+    """Losses of the best trial, and of the first one with the search's base settings, if there is
+    one."""
     ranked = ranking(frame, [], metric, mode).dropna(subset=metric)["trial"]
     if ranked.empty:
         return None
@@ -197,7 +232,11 @@ def losses(frame: pd.DataFrame, metric: str = METRIC, mode: str = "min", base: M
         names[baseline] = "best, baseline" if baseline in names else "baseline"
     known = {trial: frame[frame["trial"] == trial].dropna(subset="epoch") for trial in names}
     series = [
-        Series(name=f"{net}, {names[trial]} ({trial})", x=_numbers(own["epoch"]), y=_numbers(own[f"{net}_loss"]))
+        Series(
+            name=f"{net}, {names[trial]} ({trial})",
+            x=_numbers(own["epoch"]),
+            y=_numbers(own[f"{net}_loss"]),
+        )
         for trial, own in known.items()
         for net in ("generator", "discriminator")
     ]
@@ -209,18 +248,27 @@ def losses(frame: pd.DataFrame, metric: str = METRIC, mode: str = "min", base: M
 
 
 def _baseline(frame: pd.DataFrame, base: Mapping[str, Any]) -> str | None:
-    names = [name for name in base if name in frame and name not in ("seed", "replicas", "epochs")]
+    names = [name for name in base if name in frame and name not in ("seed", "epochs")]
     trials = frame.dropna(subset="epoch").drop_duplicates("trial")
-    same = [row["trial"] for row in trials.to_dict("records") if names and all(row[name] == base[name] for name in names)]
+    same = [
+        row["trial"]
+        for row in trials.to_dict("records")
+        if names and all(row[name] == base[name] for name in names)
+    ]
     return same[0] if same else None
 
 
-def parallel_coordinates(frame: pd.DataFrame, settings: Sequence[str], metric: str = METRIC, mode: str = "min") -> Chart | None:
-    """One line per trial with a result, through its settings to its metric; the best trial last, so on top."""
+def parallel_coordinates(
+    frame: pd.DataFrame, settings: Sequence[str], metric: str = METRIC, mode: str = "min"
+) -> Chart | None:
+    """One line per trial with a result, through its settings to its metric; the best trial last, so
+    on top."""
     table = ranking(frame, settings, metric, mode).dropna(subset=[metric, *settings])[::-1]
     if len(table) < 2 or not settings:
         return None
-    axes = [_axis(name, table[name]) for name in settings] + [_axis(metric, table[metric].astype(float), levels=0)]
+    axes = [_axis(name, table[name]) for name in settings] + [
+        _axis(metric, table[metric].astype(float), levels=0)
+    ]
     return Chart(
         name="parallel_coordinates", title="Settings and quality", x="", y="", axes=axes, color_label=metric,
         caption=f"One line per trial (n = {len(table)}), through its settings to its {_label(metric, mode)} on the right, "
@@ -231,11 +279,19 @@ def parallel_coordinates(frame: pd.DataFrame, settings: Sequence[str], metric: s
 def _axis(label: str, values: pd.Series, levels: int = MOST_LEVELS) -> Axis:
     if names := _categories(values, levels):
         ticks = list(map(float, range(len(names))))
-        return Axis(label=label, values=[float(names.index(text)) for text in map(_text, values)], ticks=ticks, texts=names)
+        return Axis(
+            label=label,
+            values=[float(names.index(text)) for text in map(_text, values)],
+            ticks=ticks,
+            texts=names,
+        )
     log = _wide(values)
     low, high = (math.log10(end) if log else float(end) for end in (values.min(), values.max()))
     marks = [float(f"{10**mark if log else mark:.2g}") for mark in np.linspace(low, high, 5)]
-    scaled, ticks = (_numbers(np.log10(part) if log else part) for part in (values.to_numpy(float), np.array(marks)))
+    scaled, ticks = (
+        _numbers(np.log10(part) if log else part)
+        for part in (values.to_numpy(float), np.array(marks))
+    )
     return Axis(label=label, values=scaled, ticks=ticks, texts=[f"{mark:g}" for mark in marks])
 
 
@@ -274,10 +330,17 @@ def _interval(table: pd.DataFrame, column: str, name: str, labels: list[str]) ->
     return Series(name=name, x=middle, y=labels, low=low, high=high, kind="points")
 
 
-def slices(frame: pd.DataFrame, settings: Sequence[str], metric: str = METRIC, mode: str = "min") -> list[Chart]:
-    """The best metric of each trial against each setting in which those with a result differ, one chart a setting."""
+def slices(
+    frame: pd.DataFrame, settings: Sequence[str], metric: str = METRIC, mode: str = "min"
+) -> list[Chart]:
+    """The best metric of each trial against each setting in which those with a result differ, one
+    chart a setting."""
     table = ranking(frame, settings, metric, mode).dropna(subset=metric)
-    return [_slice(known, name, metric, mode) for name in settings if (known := table.dropna(subset=name))[name].nunique() > 1]
+    return [
+        _slice(known, name, metric, mode)
+        for name in settings
+        if (known := table.dropna(subset=name))[name].nunique() > 1
+    ]
 
 
 def _slice(table: pd.DataFrame, name: str, metric: str, mode: str) -> Chart:
@@ -298,10 +361,19 @@ def _slice(table: pd.DataFrame, name: str, metric: str, mode: str) -> Chart:
 
 
 def pareto_front(
-    frame: pd.DataFrame, x: str = "seconds", settings: Sequence[str] = (), metric: str = METRIC, mode: str = "min"
+    frame: pd.DataFrame,
+    x: str = "seconds",
+    settings: Sequence[str] = (),
+    metric: str = METRIC,
+    mode: str = "min",
 ) -> Chart | None:
-    """The best metric of each trial against its cost, `seconds` or `peak_memory_mb`, and the trials that none dominates."""
-    table = ranking(frame, settings, metric, mode).dropna(subset=[metric, x]).sort_values(x, kind="stable")
+    """The best metric of each trial against its cost, `seconds` or `peak_memory_mb`, and the trials
+    that none dominates."""
+    table = (
+        ranking(frame, settings, metric, mode)
+        .dropna(subset=[metric, x])
+        .sort_values(x, kind="stable")
+    )
     if len(table) < 2:
         return None
     front = table[pareto(table, [(metric, mode), (x, "min")])]
@@ -310,7 +382,11 @@ def pareto_front(
         color=_numbers(table["epochs"]) if table["epochs"].nunique() > 1 else None,
     )  # fmt: skip
     line = Series(
-        name="Pareto front", x=_numbers(front[x]), y=_numbers(front[metric]), kind="steps", hover=_describe(front, settings)
+        name="Pareto front",
+        x=_numbers(front[x]),
+        y=_numbers(front[metric]),
+        kind="steps",
+        hover=_describe(front, settings),
     )
     what, label = COSTS[x]
     return Chart(
@@ -322,14 +398,17 @@ def pareto_front(
 
 
 def rung_survival(frame: pd.DataFrame) -> Chart | None:
-    """How many trials trained each epoch, by how they ended; left out where all finished, as there is nothing to see."""
+    """How many trials trained each epoch, by how they ended; left out where all finished, as there
+    is nothing to see."""
     heads = frame.drop_duplicates("trial").set_index("trial")
     if len(heads) < 2 or (heads["status"] == "finished").all():
         return None
     reached = frame.groupby("trial")["epoch"].max().fillna(0).reindex(heads.index)
     epochs = list(range(int(reached.max()) + 1))
     series = [
-        Series(name=status, x=epochs, y=[int((own >= epoch).sum()) for epoch in epochs], kind="bars")
+        Series(
+            name=status, x=epochs, y=[int((own >= epoch).sum()) for epoch in epochs], kind="bars"
+        )
         for status in STATUSES
         if len(own := reached[heads["status"] == status])
     ]
@@ -341,7 +420,8 @@ def rung_survival(frame: pd.DataFrame) -> Chart | None:
 
 
 def confirmation(summary: pd.DataFrame) -> Chart | None:
-    """The search's estimate and the confirmed mean of each candidate; of `analysis.confirm.summarize`'s table."""
+    """The search's estimate and the confirmed mean of each candidate; of
+    `analysis.confirm.summarize`'s table."""
     if summary["validation"].isna().all():
         return None
     names = [
@@ -361,7 +441,7 @@ def confirmation(summary: pd.DataFrame) -> Chart | None:
 
 def _read_importances(run: Path, metric: str) -> Chart | None:
     try:
-        return importances(importance(run, metric)) if (run / STUDY).is_file() else None
+        return importances(importance(run, metric)) if (run / STUDY_FILE).is_file() else None
     except ValueError as error:
         warnings.warn(f"the chart of importances is left out: {error}", stacklevel=3)
         return None
@@ -392,12 +472,17 @@ def _wide(values: pd.Series) -> bool:
 
 
 def _spread(values: pd.Series) -> bool:
-    """Whether numbers of which ratios matter differ by more than a factor of two: below, a straight axis reads easier."""
+    """Whether numbers of which ratios matter differ by more than a factor of two: below, a straight
+    axis reads easier."""
     return bool(values.min() > 0 and values.max() > 2 * values.min())
 
 
 def _text(value: object) -> str:
-    return f"{value:g}" if isinstance(value, (int, float)) and not isinstance(value, bool) else str(value)
+    return (
+        f"{value:g}"
+        if isinstance(value, (int, float)) and not isinstance(value, bool)
+        else str(value)
+    )
 
 
 def _categories(values: pd.Series, levels: int = MOST_LEVELS) -> list[str]:
@@ -405,12 +490,20 @@ def _categories(values: pd.Series, levels: int = MOST_LEVELS) -> list[str]:
     numeric = pd.api.types.is_numeric_dtype(values) and not pd.api.types.is_bool_dtype(values)
     if numeric and values.nunique() > levels:
         return []
-    return [_text(value) for value in sorted(values.dropna().unique().tolist(), key=None if numeric else str)]
+    return [
+        _text(value)
+        for value in sorted(values.dropna().unique().tolist(), key=None if numeric else str)
+    ]
 
 
 def _describe(table: pd.DataFrame, settings: Sequence[str]) -> list[str]:
     """Of each trial, what a pointer over it shows."""
     return [
-        "<br>".join([f"{row['trial']}, {row['status']}", *(f"{name}: {_text(row[name])}" for name in settings)])
+        "<br>".join(
+            [
+                f"{row['trial']}, {row['status']}",
+                *(f"{name}: {_text(row[name])}" for name in settings),
+            ]
+        )
         for row in table.to_dict("records")
     ]

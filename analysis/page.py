@@ -1,4 +1,5 @@
-"""A report's blocks, and the two forms they are written in: one HTML page that needs nothing else, and Markdown."""
+"""A report's blocks, and the two forms they are written in: one HTML page that needs nothing else,
+and Markdown."""
 
 import base64
 import datetime
@@ -57,17 +58,24 @@ class Section:
 def to_html(sections: Sequence[Section], title: str) -> str:
     """One page, which opens without a network: styles, code, charts and pictures are all in it."""
     folder = jinja2.FileSystemLoader(Path(__file__).parent)
-    environment = jinja2.Environment(loader=folder, autoescape=True, undefined=jinja2.StrictUndefined)
+    environment = jinja2.Environment(
+        loader=folder, autoescape=True, undefined=jinja2.StrictUndefined
+    )
     environment.filters["kind"] = lambda block: type(block).__name__
-    environment.filters["plotly"] = lambda chart: Markup(draw.to_plotly(chart).to_json())  # which escapes <
-    environment.filters["uri"] = lambda p: f"data:image/{Path(p.name).suffix[1:]};base64,{base64.b64encode(p.content).decode()}"
+    environment.filters["plotly"] = lambda chart: Markup(
+        draw.to_plotly(chart).to_json()
+    )  # which escapes <
+    environment.filters["uri"] = lambda p: (
+        f"data:image/{Path(p.name).suffix[1:]};base64,{base64.b64encode(p.content).decode()}"
+    )
     made = f"{datetime.datetime.now():%Y-%m-%d %H:%M}"
     page = environment.get_template("report.html.jinja")
     return page.render(title=title, sections=sections, made=made, plotlyjs=Markup(get_plotlyjs()))
 
 
 def to_markdown(sections: Sequence[Section], title: str, out: Path) -> str:
-    """The same as Markdown, with its charts and pictures as files in `out/figures`, and its tables in `out/tables`."""
+    """The same as Markdown, with its charts and pictures as files in `out/figures`, and its tables
+    in `out/tables`."""
     (out / "figures").mkdir(parents=True, exist_ok=True)
     (out / "tables").mkdir(exist_ok=True)
     lines = [f"# {title}"]
@@ -83,12 +91,18 @@ def to_markdown(sections: Sequence[Section], title: str, out: Path) -> str:
                     block.rows.to_csv(out / "tables" / f"{block.name}.csv", index=False)
                     more = len(block.rows) - MOST_ROWS
                     rest = f"\n\n… and {more} more in tables/{block.name}.csv." if more > 0 else ""
-                    table = block.rows.head(MOST_ROWS).map(lambda cell: str(cell).replace("|", "\\|"))
-                    lines.append(f"{block.caption}\n\n{table.to_markdown(index=False, disable_numparse=True)}{rest}")
+                    table = block.rows.head(MOST_ROWS).map(
+                        lambda cell: str(cell).replace("|", "\\|")
+                    )
+                    lines.append(
+                        f"{block.caption}\n\n{table.to_markdown(index=False, disable_numparse=True)}{rest}"
+                    )
                 case Picture():
                     (out / "figures" / block.name).write_bytes(block.content)
                     lines.append(f"![{block.caption}](figures/{block.name})\n\n{block.caption}")
                 case Chart():
                     file = draw.to_png(block, out / "figures" / f"{block.name}.png")
-                    lines.append(f"![{block.title}](figures/{file.name})\n\n{block.title}. {block.caption}")
+                    lines.append(
+                        f"![{block.title}](figures/{file.name})\n\n{block.title}. {block.caption}"
+                    )
     return "\n\n".join(lines) + "\n"

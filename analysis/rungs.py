@@ -1,7 +1,9 @@
-"""Are early epochs a good guide to the last? `python -m analysis.rungs RUN` tells when early stopping may begin.
+"""Are early epochs a good guide to the last? `python -m analysis.rungs RUN` tells when early
+stopping may begin.
 
-Curves of configs that all trained to the end are ranked at every epoch and compared with the final ranking: by Kendall's
-tau-b and Spearman's rho, with percentile intervals of the bootstrap over configs (Efron and Tibshirani 1993, chapter 13).
+Curves of configs that all trained to the end are ranked at every epoch and compared with the final
+ranking: by Kendall's tau-b and Spearman's rho, with percentile intervals of the bootstrap over
+configs (Efron and Tibshirani 1993, chapter 13).
 
 Shapes: n configs, B resamples.
 """
@@ -18,15 +20,16 @@ from numpy.typing import NDArray
 from scipy import stats
 
 from analysis import cli
-from analysis.load import load_trials, local, read_search
-from dcgan.schema import COLUMNS, METRIC
+from analysis.load import load_trials, local, read_search, settings_of
+from dcgan.schema import METRIC
 
 Array = NDArray[np.float64]
 
 LEAST_CONFIGS = 5
 """Fewer configs have too few pairs: no interval of a rank correlation would mean anything."""
 LEAST_KENDALL = 0.4
-"""Least lower end of tau's interval: 70 % of the pairs of configs stand in their final order by then."""
+"""Least lower end of tau's interval: 70 % of the pairs of configs stand in their final order by
+then."""
 MOST_REGRET = 0.05
 """Most loss of final fid, as a share, by keeping the best third: about what another seed makes."""
 RESAMPLES = 1000
@@ -36,7 +39,8 @@ def read_curves(paths: Sequence[str | Path]) -> pd.DataFrame:
     """One row per config, seed and epoch: `search`, `config`, `seed`, `epoch`, the metric and more.
 
     Args:
-        paths: folders of searches, in which trials that differ in `seed` alone are one config, or tables of curves (.csv.xz).
+        paths: folders of searches, in which trials that differ in `seed` alone are one config, or
+            tables of curves (.csv.xz).
 
     Raises:
         FileNotFoundError, ValueError: nothing there, or a damaged table.
@@ -44,14 +48,15 @@ def read_curves(paths: Sequence[str | Path]) -> pd.DataFrame:
     tables = [_read_table(Path(path)) for path in paths if str(path).endswith(".csv.xz")]
     if folders := [path for path in paths if not str(path).endswith(".csv.xz")]:
         run = pd.concat([_read_run(folder) for folder in folders], ignore_index=True)
-        settings = [name for name in run if name not in {*COLUMNS, "trial", "status", "error", "seed", "replicas"}]
+        settings = [name for name in settings_of(run) if name not in ("seed", "lanes")]
         tables.append(run.assign(config=run.groupby(settings, dropna=False).ngroup().astype(str)))
     return pd.concat(tables, ignore_index=True)
 
 
 def _read_run(run: str | Path) -> pd.DataFrame:
     with local(run) as folder:
-        return load_trials(folder, per_seed=True).assign(search=read_search(folder).get("search", folder.absolute().name))
+        name = read_search(folder).get("search", folder.absolute().name)
+        return load_trials(folder).assign(search=name)
 
 
 def _read_table(path: Path) -> pd.DataFrame:
@@ -65,18 +70,24 @@ def _read_table(path: Path) -> pd.DataFrame:
 
 
 def whole_curves(frame: pd.DataFrame) -> tuple[pd.DataFrame, str]:
-    """The metric, (config, seed) × epoch, of configs that have it at every epoch with all their seeds; and who is left out.
+    """The metric, (config, seed) × epoch, of configs that have it at every epoch with all their
+    seeds; and who is left out.
 
     Raises:
         ValueError: fewer than `LEAST_CONFIGS` are left.
     """
     last = int(frame.filter(["epochs", "epoch"]).max().max())
     status = frame.drop_duplicates(["config", "seed"]).set_index(["config", "seed"])["status"]
-    curves = frame.pivot_table(METRIC, ["config", "seed"], "epoch").reindex(index=status.index, columns=range(1, last + 1))
+    curves = frame.pivot_table(METRIC, ["config", "seed"], "epoch").reindex(
+        index=status.index, columns=range(1, last + 1)
+    )
     whole = pd.Series(np.isfinite(curves.to_numpy(float)).all(axis=1), curves.index)
     kept = curves[whole.groupby("config").transform("all")]
     causes = status[~whole].groupby("config").first().value_counts()
-    count, left_out = kept.index.unique("config").size, ", ".join(f"{n} {cause}" for cause, n in causes.items()) or "none"
+    count, left_out = (
+        kept.index.unique("config").size,
+        ", ".join(f"{n} {cause}" for cause, n in causes.items()) or "none",
+    )
     if count < LEAST_CONFIGS:
         raise ValueError(
             f"{frame['search'].iat[0]}: {count} configs trained all {last} epochs, but {LEAST_CONFIGS} are needed; "
@@ -86,17 +97,23 @@ def whole_curves(frame: pd.DataFrame) -> tuple[pd.DataFrame, str]:
 
 
 def kendall(x: Array, y: Array, draws: NDArray[np.int64]) -> Array:
-    """Kendall's tau-b of x and y (n,) in each resample of indices (B, n); NaN where one of them is constant. (B,)"""
+    """Kendall's tau-b of x and y (n,) in each resample of indices (B, n); NaN where one of them is
+    constant. (B,)"""
     counts = np.array([np.bincount(draw, minlength=len(x)) for draw in draws])  # (B, n)
     signs_x, signs_y = np.sign(x[:, None] - x), np.sign(y[:, None] - y)  # (n, n)
-    both, in_x, in_y = (((counts @ pairs) * counts).sum(axis=1) for pairs in (signs_x * signs_y, signs_x**2, signs_y**2))
+    both, in_x, in_y = (
+        ((counts @ pairs) * counts).sum(axis=1)
+        for pairs in (signs_x * signs_y, signs_x**2, signs_y**2)
+    )
     with np.errstate(invalid="ignore"):
         return np.asarray(both / np.sqrt(in_x * in_y))
 
 
 def spearman(x: Array, y: Array, draws: NDArray[np.int64]) -> Array:
     """Spearman's rho, as `kendall`."""
-    x, y = (stats.rankdata(values[draws], axis=1) - (len(values) + 1) / 2 for values in (x, y))  # (B, n)
+    x, y = (
+        stats.rankdata(values[draws], axis=1) - (len(values) + 1) / 2 for values in (x, y)
+    )  # (B, n)
     with np.errstate(invalid="ignore"):
         return np.asarray((x * y).sum(axis=1) / np.sqrt((x**2).sum(axis=1) * (y**2).sum(axis=1)))
 
@@ -107,9 +124,9 @@ def rank_correlation(curves: pd.DataFrame) -> pd.DataFrame:
     Args:
         curves: the minimised metric, config × epoch.
 
-    Columns, by epoch: `kendall` and `spearman`, each with `_low` and `_high`, the 95 % bootstrap interval over configs;
-    `best_kept`, whether the epoch's best third holds the finally best config; `regret`, the final metric of the best config
-    in that third over that of all, minus 1.
+    Columns, by epoch: `kendall` and `spearman`, each with `_low` and `_high`, the 95 % bootstrap
+    interval over configs; `best_kept`, whether the epoch's best third holds the finally best
+    config; `regret`, the final metric of the best config in that third over that of all, minus 1.
     """
     count = len(curves)
     draws = np.random.default_rng(0).integers(count, size=(RESAMPLES, count))
@@ -123,7 +140,9 @@ def rank_correlation(curves: pd.DataFrame) -> pd.DataFrame:
             resampled = pd.Series(statistic(values.to_numpy(), final.to_numpy(), draws))
             row[f"{name}_low"], row[f"{name}_high"] = resampled.quantile([0.025, 0.975])
         found = final[values.rank(method="min") <= math.ceil(count / 3)].min()
-        rows.append(row | {"best_kept": bool(found == final.min()), "regret": found / final.min() - 1})
+        rows.append(
+            row | {"best_kept": bool(found == final.min()), "regret": found / final.min() - 1}
+        )
     return pd.DataFrame(rows, index=curves.columns)
 
 
@@ -140,7 +159,8 @@ def recommend(table: pd.DataFrame) -> int | None:
 
 
 def seed_agreement(curves: pd.DataFrame) -> float:
-    """Kendall's tau-b between the final rankings by one seed and by another, mean over pairs; NaN with one seed.
+    """Kendall's tau-b between the final rankings by one seed and by another, mean over pairs; NaN
+    with one seed.
 
     It bounds what an early epoch can tell of the configs, as opposed to of these very runs.
 
@@ -176,9 +196,13 @@ def describe(frame: pd.DataFrame) -> str:
     bounds = f"tau's interval lies above {LEAST_KENDALL} and the best third loses at most {100 * MOST_REGRET:.0f} % of {METRIC}"
     if grace := recommend(table):
         share = 100 * grace / len(table)
-        lines.append(f"Grace period: {grace} of {len(table)} epochs ({share:.0f} %). From there on {bounds}.")
+        lines.append(
+            f"Grace period: {grace} of {len(table)} epochs ({share:.0f} %). From there on {bounds}."
+        )
     else:
-        lines.append(f"Early stopping is not justified by these data: only at the end it holds that {bounds}.")
+        lines.append(
+            f"Early stopping is not justified by these data: only at the end it holds that {bounds}."
+        )
     return "\n".join(lines)
 
 
@@ -190,7 +214,12 @@ def main() -> None:
     )
     what = "the folder of a search that ran without early stopping, or its URI (s3://…), or a table of curves (.csv.xz)"
     parser.add_argument("run", nargs="+", help=what)
-    cli.run(parser, lambda args: "\n\n".join(describe(part) for _, part in read_curves(args.run).groupby("search")))
+    cli.run(
+        parser,
+        lambda args: "\n\n".join(
+            describe(part) for _, part in read_curves(args.run).groupby("search")
+        ),
+    )
 
 
 if __name__ == "__main__":

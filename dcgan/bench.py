@@ -1,240 +1,294 @@
-"""`python -m dcgan.bench`: our training loop against a plain one, as a tutorial writes it, with the same nets and batches.
+"""`python -m dcgan.bench`: this package's training loop against the plain one of `dcgan.plain`.
 
-The plain loop has a DataLoader with workers, ToTensor and Normalize, zero_grad, three backward passes, and `.item()` each
-step; it trains one seed. Ours trains R seeds at once; its images are those of all of them. Both run in one process, a
-chunk of each in turn, so that what else the machine does hits both alike.
+Both train the same nets with batches of the same size. Ours trains lanes side by side, and its
+images are those of all of them. The loops run in one process, a chunk of each in turn, so that
+whatever else the machine does hits both alike.
 """
 
 import argparse
 import dataclasses
 import datetime
 import itertools
-import json
 import math
-import multiprocessing
 import os
 import platform
 import statistics
 import time
-from collections.abc import Callable, Iterator
-from concurrent.futures import ProcessPoolExecutor
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor, nn
-from torch.utils.data import DataLoader, Dataset
+from torch import Tensor
+from torch.utils.flop_counter import FlopCounterMode
 
-from dcgan import cli, memory, precision
-from dcgan.config import DATASETS, PRECISIONS, TrainConfig
-from dcgan.data import load_split, source
+from dcgan import cli, graph, memory, precision
+from dcgan.config import TrainConfig, replicate
+from dcgan.data import DATASETS, check_batch, load_split
 from dcgan.evaluate import device_name
-from dcgan.floor import ceilings, floor_seconds, wait, work
-from dcgan.loop import make_update, new_states, train_epoch
-from dcgan.models import build
+from dcgan.files import write_json
+from dcgan.loop import draw_batches, make_update, update_both
+from dcgan.plain import plain
+from dcgan.settings import check_settings, field_docs, flag_name, setting
+from dcgan.state import State, new_states
 
-Train = Callable[[int], None]  # so many batches
+CPU = torch.device("cpu")
 WARM_UP = 5  # batches: library set-up, and the capture of a CUDA graph
-WORKERS = 2  # of the plain loop's DataLoader, as tutorials have it
+LISTS = {"precisions": str, "widths": int, "batches": int, "replicas": int}
+"""Options that take several values, and the type of each value."""
+HEADINGS = (
+    f"{'precision':<10}{'width':>5}{'batch':>6}{'R':>4}{'images/s, ours':>34}{'plain':>11}"
+    f"{'ratio':>25}{'floor':>7}"
+)
+
+Numbers = dict[str, Any]
+Updates = Iterator[None]
+"""A loop: each step trains a batch."""
 
 
-class Digits(Dataset[tuple[Tensor, int]]):
-    """Images as torchvision's MNIST gives them, transformed one by one."""
+@dataclass(frozen=True, kw_only=True, slots=True)
+class BenchOptions:
+    """What is timed, and for how long.
 
-    def __init__(self, images: Tensor, labels: Tensor) -> None:
-        from torchvision import transforms
+    Raises:
+        ValueError: a value that is not allowed; the message names its flag.
+    """
 
-        self.images, self.labels = images.cpu(), labels.cpu()
-        self.transform = transforms.Compose([transforms.ToTensor(), transforms.Normalize((0.5,), (0.5,))])
+    precisions: tuple[str, ...] = ()
+    """Precisions to time (default: all that the device does at a sensible speed)."""
+    widths: tuple[int, ...] = (32, 64)
+    """Channels of both nets (default: 32 64)."""
+    batches: tuple[int, ...] = (64, 128)
+    """Images a batch (default: 64 128)."""
+    replicas: tuple[int, ...] = (1, 4, 8, 16)
+    """Lanes that train side by side (default: 1 4 8 16)."""
+    repeats: int = setting(5, least=1)
+    """Chunks of each loop."""
+    seconds: float = 1.0
+    """Length of a chunk, seconds."""
+    threads: int | None = setting(None, least=1)
+    """CPU threads of both loops (default: PyTorch's)."""
+    dataset: str = setting("mnist-mini", choices=DATASETS)
+    """Data set."""
+    json: Path | None = None
+    """File to write the numbers to, besides printing them."""
+    data_dir: Path | None = None
+    """Folder above MNIST/raw (default: $DCGAN_DATA_DIR or ~/.cache/dcgan)."""
 
-    def __len__(self) -> int:
-        return len(self.images)
+    def __post_init__(self) -> None:
+        check_settings(self, flag_name)
+        if not 0 < self.seconds < math.inf:
+            raise ValueError(f"--seconds is {self.seconds}; allowed is a finite number above 0")
 
-    def __getitem__(self, i: int) -> tuple[Tensor, int]:
-        from PIL import Image
+    def configs(self, device: torch.device) -> list[TrainConfig]:
+        """A config for each precision, width and batch size."""
+        precisions = self.precisions or precision.usable(device)
+        return [
+            TrainConfig(
+                dataset=self.dataset,
+                precision=name,
+                generator_width=width,
+                discriminator_width=width,
+                batch_size=batch,
+            )
+            for name, width, batch in itertools.product(precisions, self.widths, self.batches)
+        ]
 
-        return self.transform(Image.fromarray(self.images[i, 0].numpy(), mode="L")), int(self.labels[i])
+
+def ours(
+    lanes: Sequence[TrainConfig], data_dir: Path | None, device: torch.device
+) -> list[Updates]:
+    """The loop of `dcgan.loop`, without evaluation: of each group of lanes that train as one
+    network.
+
+    Raises:
+        ValueError, OSError: as `load_split`.
+    """
+    images = load_split(lanes[0].source(data_dir, device), "train").images
+    return [epoch_after_epoch(state, images) for state in new_states(lanes, device)]
 
 
-def plain(config: TrainConfig, data_dir: Path | None, device: torch.device) -> Train:
-    """The loop of a tutorial."""
-    split = load_split(source(config, data_dir, torch.device("cpu")), "train")
-    loader = DataLoader(
-        Digits(*split), config.batch_size, shuffle=True, num_workers=WORKERS, drop_last=True, persistent_workers=True
-    )
-    netG, netD = (net.to(device) for net in build(config))
-    criterion = nn.BCEWithLogitsLoss()
-    betas = (config.beta1, config.beta2)
-    optimizerG = torch.optim.Adam(netG.parameters(), lr=config.generator_lr, betas=betas)
-    optimizerD = torch.optim.Adam(netD.parameters(), lr=config.discriminator_lr, betas=betas)
-    scalerG, scalerD = precision.scalers(config.precision, device)
-    losses: list[tuple[float, ...]] = []
-
-    def steps() -> Iterator[None]:
-        for data, _ in itertools.chain.from_iterable(itertools.repeat(loader)):
-            netD.zero_grad()
-            real = data.to(device)
-            label = torch.full((len(real),), 1.0, device=device)
-            with precision.autocast(config.precision, device):
-                output = netD(real).view(-1)
-                errD_real = criterion(output, label)
-            scalerD.scale(errD_real).backward()
-            D_x = output.mean().item()
-            noise = torch.randn(len(real), config.latent_size, device=device)
-            with precision.autocast(config.precision, device):
-                fake = netG(noise)
-                output = netD(fake.detach()).view(-1)
-                errD_fake = criterion(output, label.fill_(0.0))
-            scalerD.scale(errD_fake).backward()
-            D_G_z1 = output.mean().item()
-            scalerD.step(optimizerD)
-            scalerD.update()
-            netG.zero_grad()
-            with precision.autocast(config.precision, device):
-                output = netD(fake).view(-1)
-                errG = criterion(output, label.fill_(1.0))
-            scalerG.scale(errG).backward()
-            scalerG.step(optimizerG)
-            scalerG.update()
-            losses.append((errG.item(), (errD_real + errD_fake).item(), D_x, D_G_z1))
+def epoch_after_epoch(state: State, images: Tensor) -> Updates:
+    """Updates a state without end, each time with a batch of the images (all, C, S, S)."""
+    update = make_update(state, images)
+    while True:
+        for index, noise in draw_batches(state, images):
+            update(index, noise)
             yield
 
-    running = steps()
 
-    def train(batches: int) -> None:
-        for _ in itertools.islice(running, batches):
+def seconds(groups: Sequence[Updates], batches: int, device: torch.device) -> float:
+    """The time that the next `batches` updates of each group take, one group after another."""
+    synchronize(device)
+    start = time.perf_counter()
+    for updates in groups:
+        for _ in itertools.islice(updates, batches):
             pass
-
-    return train
-
-
-def ours(config: TrainConfig, data_dir: Path | None, device: torch.device) -> Train:
-    """Our loop, of all the config's replicas."""
-    images = load_split(source(config, data_dir, device), "train").images
-    states = new_states(config, device)
-    updates = [make_update(state, images) for state in states]
-
-    def train(batches: int) -> None:
-        while batches > 0:
-            some = images[: batches * config.batch_size]
-            for state, update in zip(states, updates, strict=True):
-                train_epoch(state, some, update)
-            batches -= len(some) // config.batch_size
-
-    return train
+    synchronize(device)
+    return time.perf_counter() - start
 
 
-@dataclasses.dataclass(kw_only=True)
+def synchronize(device: torch.device) -> None:
+    """Waits until the device has done all its work."""
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)
+
+
+def speed(
+    lanes: Sequence[TrainConfig],
+    data_dir: Path | None,
+    device: torch.device,
+    batches: int | None = None,
+) -> float:
+    """Images a second, of all lanes, in a few updates after some to warm up.
+
+    Args:
+        batches: timed updates of each lane; None takes 2 on a CPU and 50 on a GPU.
+    """
+    warm_up, few = (2 * graph.WARM_UP, 50) if device.type == "cuda" else (1, 2)
+    batches = batches or few
+    groups = ours(lanes, data_dir, device)
+    seconds(groups, warm_up, device)
+    taken = seconds(groups, batches, device)
+    return len(lanes) * batches * lanes[0].batch_size / taken
+
+
+def count_operations(config: TrainConfig) -> int:
+    """The additions and multiplications of convolutions and linear layers in one update of D and G,
+    of one lane."""
+    (state,) = new_states([dataclasses.replace(config, precision="float32")], CPU)
+    N, S = config.batch_size, config.image_size
+    images = torch.zeros(N, config.channels, S, S, dtype=torch.uint8)
+    noise = torch.zeros(N, config.latent_size)
+    with FlopCounterMode(display=False) as counter:
+        update_both(state, images, torch.arange(N)[:, None], noise)
+    operations: int = counter.get_total_flops()
+    return operations
+
+
+def matmul_rate(name: str, device: torch.device) -> float:
+    """The additions and multiplications a second of a large matrix product, the fastest of ten:
+    what the device does at best in a precision.
+
+    Raises:
+        ValueError: the device lacks the precision.
+    """
+    precision.set_up(name, device)
+    side = 8192 if device.type == "cuda" else 1024
+    dtype = precision.AUTOCAST_DTYPES.get(name, torch.float32)
+    a, b = torch.randn(2, side, side, device=device).to(dtype)
+
+    def products() -> Updates:
+        while True:
+            torch.mm(a, b)
+            yield
+
+    return 2 * side**3 / min(seconds([products()], 1, device) for _ in range(10))
+
+
 class Runner:
-    """One of the loops that are timed in turn."""
+    """One of the loops that are timed in turn, warmed up.
 
-    train: Train
-    images: int
-    """Images a batch, of all replicas."""
-    batches: int = 0
-    """Batches of a chunk."""
-    peak_bytes: int = 0
-    speeds: list[float] = dataclasses.field(default_factory=list)
-    """Images a second, by chunk."""
+    Args:
+        groups: the loop: the updates of each group of lanes.
+        images: images a batch, of all lanes.
+        chunk_seconds: the time that a chunk of batches should take, about.
+    """
 
-    def time(self, batches: int, device: torch.device) -> float:
-        """Seconds that so many batches take."""
-        wait(device)
-        start = time.perf_counter()
-        self.train(batches)
-        wait(device)
-        return time.perf_counter() - start
+    def __init__(
+        self, groups: list[Updates], images: int, chunk_seconds: float, device: torch.device
+    ) -> None:
+        self.groups, self.images, self.device = groups, images, device
+        seconds(groups, WARM_UP, device)
+        taken = seconds(groups, WARM_UP, device)
+        self.batches = max(1, round(WARM_UP * chunk_seconds / taken))  # of a chunk
+        self.speeds: list[float] = []  # images a second, by chunk
 
-
-Make = Callable[[TrainConfig, Path | None, torch.device], Train]
-
-
-def start(make: Make, config: TrainConfig, args: argparse.Namespace, device: torch.device) -> Runner:
-    """Sets a loop up, warms it up, measures its memory, and settles how many batches take so many seconds."""
-    if device.type == "cpu":  # a process keeps what it frees, so that only a fresh one shows a peak
-        with ProcessPoolExecutor(1, multiprocessing.get_context("spawn")) as fresh:
-            peak = fresh.submit(peak_bytes, make, config, args, device).result()
-    else:
-        peak = peak_bytes(make, config, args, device)
-    runner = Runner(train=make(config, args.data_dir, device), images=config.replicas * config.batch_size, peak_bytes=peak)
-    runner.train(WARM_UP)
-    runner.batches = max(1, round(WARM_UP * args.seconds / runner.time(WARM_UP, device)))
-    return runner
+    def run_chunk(self) -> None:
+        """Trains and times one chunk."""
+        taken = seconds(self.groups, self.batches, self.device)
+        self.speeds.append(self.batches * self.images / taken)
 
 
-def peak_bytes(make: Make, config: TrainConfig, args: argparse.Namespace, device: torch.device) -> int:
-    """Memory that a loop takes above what the process and the data do."""
-    torch.set_num_threads(args.threads)
-    load_split(source(config, args.data_dir, device), "train")
-    memory.reset_peak(device)
-    before = memory.peak_bytes(device)
-    make(config, args.data_dir, device)(WARM_UP)
-    return memory.peak_bytes(device) - before
+def time_loops(config: TrainConfig, options: BenchOptions, device: torch.device) -> list[Numbers]:
+    """Times the plain loop and ours at each number of lanes, a chunk in turn; returns a row for
+    each number.
 
-
-def compare(config: TrainConfig, replicas: list[int], args: argparse.Namespace, device: torch.device) -> list[dict[str, Any]]:
-    """Times the plain loop and ours at each number of replicas, a chunk in turn; one row for each number."""
-    torch.set_num_threads(args.threads)
+    Raises:
+        ValueError: a number of lanes, a batch size or a precision that cannot work.
+        MemoryError: the device has too little memory.
+    """
+    groups = [replicate(config, count) for count in options.replicas]
     precision.set_up(config.precision, device)
-    if config.batch_size > (there := len(load_split(source(config, args.data_dir, device), "train").images)):
-        raise ValueError(f"batch_size is {config.batch_size}; the training split of {config.dataset} holds {there} images")
-    configs = [dataclasses.replace(config, replicas=r) for r in replicas]
-    runners = [start(plain, config, args, device), *(start(ours, c, args, device) for c in configs)]
-    for _ in range(args.repeats):
-        for runner in runners:
-            runner.speeds.append(runner.batches * runner.images / runner.time(runner.batches, device))
-    can, rows = ceilings(config.precision, device), []
-    reference, *loops = runners
-    for c, runner in zip(configs, loops, strict=True):
-        ratios = [own / theirs for own, theirs in zip(runner.speeds, reference.speeds, strict=True)]
-        floor = floor_seconds(work(c), can) / runner.images  # an image
-        speed = statistics.median(runner.speeds)
-        rows.append({
-            "precision": c.precision, "width": c.generator_width, "batch": c.batch_size, "replicas": c.replicas,
-            "images_per_second": speed, "spread": [min(runner.speeds), max(runner.speeds)],
-            "plain_images_per_second": statistics.median(reference.speeds),
-            "plain_spread": [min(reference.speeds), max(reference.speeds)],
-            "ratio": statistics.median(ratios), "ratio_spread": [min(ratios), max(ratios)], "of_floor": floor * speed,
-            "peak_memory_bytes": runner.peak_bytes, "plain_peak_memory_bytes": reference.peak_bytes,
-        })  # fmt: skip
-    return rows
+    check_batch(config.batch_size, config.source(options.data_dir, device))
+    N, data_dir = config.batch_size, options.data_dir
+    with memory.explained(max(groups, key=len), device):
+        reference = Runner([plain(config, data_dir, device)], N, options.seconds, device)
+        runners = [
+            Runner(ours(lanes, data_dir, device), len(lanes) * N, options.seconds, device)
+            for lanes in groups
+        ]
+        for _ in range(options.repeats):
+            for runner in (reference, *runners):
+                runner.run_chunk()
+    least_seconds = count_operations(config) / matmul_rate(config.precision, device)
+    fastest = N / least_seconds  # images a second
+    return [
+        numbers(lanes, runner.speeds, reference.speeds, fastest)
+        for lanes, runner in zip(groups, runners, strict=True)
+    ]
 
 
-COLUMNS = {
-    "precision": 10, "width": 5, "batch": 6, "R": 4, "images/s, ours": 34, "plain": 11, "ratio": 25, "floor": 7,
-    "MB": 8, "plain MB": 10,
-}  # fmt: skip
-"""Columns of the table and their widths."""
+def numbers(
+    lanes: Sequence[TrainConfig], speeds: list[float], plain_speeds: list[float], fastest: float
+) -> Numbers:
+    """One row: medians over chunks, with the least and the most.
+
+    Args:
+        speeds: images a second of our loop, by chunk.
+        plain_speeds: those of the plain loop.
+        fastest: what the device could do at best.
+    """
+    ratios = [own / other for own, other in zip(speeds, plain_speeds, strict=True)]
+    return {
+        "precision": lanes[0].precision,
+        "width": lanes[0].generator_width,
+        "batch": lanes[0].batch_size,
+        "replicas": len(lanes),
+        "images_per_second": statistics.median(speeds),
+        "spread": [min(speeds), max(speeds)],
+        "plain_images_per_second": statistics.median(plain_speeds),
+        "plain_spread": [min(plain_speeds), max(plain_speeds)],
+        "ratio": statistics.median(ratios),
+        "ratio_spread": [min(ratios), max(ratios)],
+        "of_floor": statistics.median(speeds) / fastest,
+    }
 
 
-def line(row: dict[str, Any]) -> str:
-    """A row as a person reads it."""
-    speeds, ratios = row["spread"], row["ratio_spread"]
-    return in_columns(
-        row["precision"], row["width"], row["batch"], row["replicas"],
-        f"{row['images_per_second']:,.0f} [{speeds[0]:,.0f}, {speeds[1]:,.0f}]", f"{row['plain_images_per_second']:,.0f}",
-        f"{row['ratio']:.2f} [{ratios[0]:.2f}, {ratios[1]:.2f}]", f"{row['of_floor']:.0%}",
-        f"{row['peak_memory_bytes'] / 1e6:,.0f}", f"{row['plain_peak_memory_bytes'] / 1e6:,.0f}",
-    )  # fmt: skip
+def table_line(row: Numbers) -> str:
+    """A row as a person reads it, in the columns of `HEADINGS`."""
+    low, high = row["spread"]
+    least, most = row["ratio_spread"]
+    speed = f"{row['images_per_second']:,.0f} [{low:,.0f}, {high:,.0f}]"
+    ratio = f"{row['ratio']:.2f} [{least:.2f}, {most:.2f}]"
+    return (
+        f"{row['precision']:<10}{row['width']:>5}{row['batch']:>6}{row['replicas']:>4}{speed:>34}"
+        f"{row['plain_images_per_second']:>11,.0f}{ratio:>25}{row['of_floor']:>7.0%}"
+    )
 
 
-def in_columns(first: object, *others: object) -> str:
-    """Cells in the table's columns: the first on the left, the others on the right."""
-    left, *widths = COLUMNS.values()
-    return f"{first:<{left}}" + "".join(f"{cell:>{width}}" for cell, width in zip(others, widths, strict=True))
-
-
-def conditions(args: argparse.Namespace, device: torch.device) -> dict[str, Any]:
-    """What the numbers hold for."""
+def conditions(options: BenchOptions, device: torch.device) -> Numbers:
+    """The machine and settings that the numbers hold for."""
     return {
         "device": device_name(device) if device.type == "cuda" else cpu_name(),
-        "threads": args.threads,
+        "threads": torch.get_num_threads(),
         "cpus": os.cpu_count(),
         "platform": platform.platform(),
-        "versions": {"python": platform.python_version()} | {name: version(name) for name in ("torch", "torchvision")},
-        "dataset": args.dataset,
-        "repeats": args.repeats,
+        "versions": {name: version(name) for name in ("torch", "torchvision")},
+        "dataset": options.dataset,
+        "repeats": options.repeats,
         "date": datetime.date.today().isoformat(),
     }
 
@@ -242,68 +296,53 @@ def conditions(args: argparse.Namespace, device: torch.device) -> dict[str, Any]
 def cpu_name() -> str:
     """The model of this machine's CPU."""
     info = Path("/proc/cpuinfo")
-    names = [text for text in info.read_text().splitlines() if text.startswith("model name")] if info.exists() else []
-    return names[0].partition(":")[2].strip() if names else platform.processor()
+    for line in info.read_text().splitlines() if info.exists() else ():
+        if line.startswith("model name"):
+            return line.partition(":")[2].strip()
+    return platform.processor()
 
 
 def make_parser() -> cli.Parser:
     """The command line."""
-    parser = cli.Parser(prog="python -m dcgan.bench", formatter_class=argparse.RawDescriptionHelpFormatter, description=__doc__)
-    add = parser.add_argument
-    add("--precisions", nargs="+", choices=PRECISIONS, help="default: all that the device does at a sensible speed")
-    add("--widths", type=int, nargs="+", default=[32, 64], metavar="C", help="channels of both nets (default: 32 64)")
-    add("--batches", type=int, nargs="+", default=[64, 128], metavar="N", help="images a batch (default: 64 128)")
-    add("--replicas", type=int, nargs="+", default=[1, 4, 8, 16], metavar="R", help="seeds at once (default: 1 4 8 16)")
-    add("--repeats", type=int, default=5, metavar="N", help="chunks of each loop (default: 5)")
-    add("--seconds", type=float, default=1.0, metavar="S", help="length of a chunk (default: 1)")
-    add("--threads", type=int, default=torch.get_num_threads(), metavar="N", help="CPU threads of both (default: PyTorch's)")
-    add("--dataset", choices=DATASETS, default="mnist-mini", help="data set (default: mnist-mini)")
-    add("--json", type=Path, metavar="FILE", help="write the numbers there, too")
-    cli.add_data_dir(parser)
+    parser = cli.Parser(
+        prog="python -m dcgan.bench",
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+        description=__doc__,
+    )
+    docs = field_docs(BenchOptions)
+    for name, kind in LISTS.items():
+        parser.add_argument(flag_name(name), type=kind, nargs="+", metavar="N", help=docs[name])
+    cli.add_flags(parser, BenchOptions, leave_out=LISTS)
     return parser
-
-
-def check(args: argparse.Namespace) -> None:
-    """Refuses what would end in an error after minutes of measuring.
-
-    Raises:
-        ValueError: a number that is not allowed.
-        OSError: the numbers could not be written.
-    """
-    for name in ("repeats", "threads"):
-        if (value := getattr(args, name)) < 1:
-            raise ValueError(f"--{name} is {value}; allowed is at least 1")
-    if not 0 < args.seconds < math.inf:
-        raise ValueError(f"--seconds is {args.seconds}; allowed is a finite number above 0")
-    if args.json:
-        args.json.touch()
 
 
 def main() -> None:
     parser = make_parser()
     args = parser.parse_args()
-    device, rows = precision.default_device(), []
     with cli.one_line_errors(parser):
-        configs = [
-            TrainConfig(
-                dataset=args.dataset, precision=name, generator_width=width, discriminator_width=width, batch_size=batch
-            )
-            for name in args.precisions or precision.usable(device)
-            for width, batch in itertools.product(args.widths, args.batches)
-        ]
-        check(args)
-        about = conditions(args, device)
-        print("\n".join(f"{name:<10}{value}" for name, value in about.items()))
-        print("\nMedians over repeats [least, most]. floor: share of the device's ceiling reached (see dcgan.floor).")
-        print("MB: peak of a loop above what process and data take (the plain one's workers not counted).\n")
-        print(in_columns(*COLUMNS), flush=True)
-        for config in configs:
-            with memory.explained(config, device):
-                found = compare(config, args.replicas, args, device)
-            rows += found
-            print("\n".join(map(line, found)), flush=True)
-        if args.json:
-            args.json.write_text(json.dumps({**about, "rows": rows}, indent=2) + "\n")
+        run(BenchOptions(**cli.given_flags(args, BenchOptions)))
+
+
+def run(options: BenchOptions) -> None:
+    """Times all configs, prints a table, and writes the numbers where the options ask for it."""
+    device = precision.default_device()
+    configs = options.configs(device)
+    if options.json:
+        options.json.touch()  # fails now, not after minutes
+    if options.threads:
+        torch.set_num_threads(options.threads)
+    about = conditions(options, device)
+    for name, value in about.items():
+        print(f"{name:<10}{value}")
+    print("\nMedians over repeats [least, most]. floor: share of a large matrix product's rate.\n")
+    print(HEADINGS, flush=True)
+    rows = []
+    for config in configs:
+        for row in time_loops(config, options, device):
+            rows.append(row)
+            print(table_line(row), flush=True)
+    if options.json:
+        write_json(options.json, {**about, "rows": rows})
 
 
 if __name__ == "__main__":

@@ -1,14 +1,19 @@
-"""What every command line of the project shares: one-line errors, exit codes and wording of durations.
+"""What every command line of the project shares: flags from dataclasses, one-line errors, exit
+codes and wording.
 
-Exit codes: 0 done, 1 the run itself failed (training diverged, or ran out of memory), 2 the input is wrong, 130 interrupted.
+Exit codes: 0 done, 1 the run itself failed (training diverged, or ran out of memory), 2 the input
+is wrong, 130 interrupted.
 """
 
 import argparse
 import contextlib
+import dataclasses
 import sys
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from pathlib import Path
-from typing import NoReturn
+from typing import Any, NoReturn
+
+from dcgan.settings import field_docs, flag_name, plain_type
 
 
 class Parser(argparse.ArgumentParser):
@@ -24,6 +29,45 @@ def fail(parser: argparse.ArgumentParser, message: object, code: int = 2) -> NoR
     sys.exit(code)
 
 
+def add_flags(
+    parser: argparse._ActionsContainer, settings: type, leave_out: Collection[str] = ()
+) -> None:
+    """Adds a flag for each field of a dataclass: its type, its choices, and the string under it as
+    help.
+
+    A bool has `--name` and `--no-name`, a tuple of texts may be given several times. A flag that is
+    not given is None, so that the caller knows (`given_flags`)."""
+    docs = field_docs(settings)
+    for field in dataclasses.fields(settings):
+        if field.name in leave_out:
+            continue
+        kind, _ = plain_type(field.type)
+        choices = field.metadata.get("choices")
+        text = docs[field.name].replace("%", "%%")
+        if field.default not in (None, (), True, False, dataclasses.MISSING):
+            text += f" (default: {field.default})"
+        options: dict[str, Any] = {"default": None, "help": text}
+        if kind is bool:
+            options["action"] = argparse.BooleanOptionalAction
+        elif kind is tuple:
+            options |= {"action": "append", "metavar": "VALUE"}
+        elif choices is not None:
+            options |= {"type": kind, "choices": tuple(choices)}
+        else:
+            options |= {"type": kind, "metavar": kind.__name__.upper()}
+        parser.add_argument(flag_name(field.name), **options)
+
+
+def given_flags(args: argparse.Namespace, settings: type) -> dict[str, Any]:
+    """The values of the flags that were given, by the dataclass's field names."""
+    given = {}
+    for field in dataclasses.fields(settings):
+        value = getattr(args, field.name, None)
+        if value is not None:
+            given[field.name] = tuple(value) if isinstance(value, list) else value
+    return given
+
+
 def add_data_dir(parser: argparse._ActionsContainer) -> None:
     """Adds `--data-dir`."""
     text = "folder above MNIST/raw (default: $DCGAN_DATA_DIR or ~/.cache/dcgan)"
@@ -32,7 +76,8 @@ def add_data_dir(parser: argparse._ActionsContainer) -> None:
 
 @contextlib.contextmanager
 def one_line_errors(parser: argparse.ArgumentParser) -> Iterator[None]:
-    """Turns errors that a user can cause (ValueError, OSError) and failed training into one line and an exit code."""
+    """Turns errors that a user can cause (ValueError, OSError) and failed training into one line
+    and an exit code."""
     try:
         yield
     except (ValueError, OSError) as error:
@@ -49,3 +94,8 @@ def duration(seconds: float) -> str:
     if whole < 3600:
         return f"{whole // 60} min {whole % 60} s"
     return f"{whole // 3600} h {whole % 3600 // 60} min"
+
+
+def short(value: Any) -> str:
+    """A setting in few characters: floats to three digits."""
+    return f"{value:.3g}" if isinstance(value, float) else str(value)

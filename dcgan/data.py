@@ -1,29 +1,33 @@
-"""Data sets of small images, held whole in device memory as uint8.
+"""Data sets of small images, held whole in device memory as uint8: one entry of `DATASETS` each.
 
-A 28 x 28 MNIST is 47 MB: a DataLoader would spend more time on moving it than a GPU on learning from it. A batch is a
-slice of a permutation drawn on the device.
+A 28 x 28 MNIST is 47 MB: a DataLoader would spend more time on moving it than a GPU on learning
+from it. A batch is a slice of a permutation drawn on the device.
 
-Shapes: N images, C channels, S pixels a side.
+Shapes: N images, C channels, S pixels a side, H pixels a side as the data set has them.
 """
 
 import functools
 import hashlib
+import io
+import lzma
 import os
 import socket
+from collections.abc import Callable
 from pathlib import Path
 from typing import NamedTuple
 
+import numpy as np
 import torch
 from filelock import FileLock
+from numpy.typing import NDArray
 from torch import Tensor
 from torch.nn import functional as F
-
-from dcgan import mnist_mini
-from dcgan.config import TrainConfig
 
 SPLITS = ("train", "validation", "test")
 DATA_DIR_VARIABLE = "DCGAN_DATA_DIR"
 
+MINI_PATH = Path(__file__).parent / "assets" / "mnist_mini.npz.xz"
+MINI_SHA256 = "1f38ffd64fc39553899794bf374bd24b54fd98672be571b93d3d27e663398962"
 MNIST_VALIDATION = 10_000  # the last images of the training file, always the same ones
 MNIST_SHA256 = {
     "train-images-idx3-ubyte": "ba891046e6505d7aadcbbe25680a0738ad16aec93bde7f9b65e87a2fc25776db",
@@ -32,7 +36,24 @@ MNIST_SHA256 = {
     "t10k-labels-idx1-ubyte": "ff7bcfd416de33731a308c3f266cc351222c34898ecbeaf847f06e48f7ec33f2",
 }
 LOCK = "mnist.lock"
-DOWNLOAD_TIMEOUT_SECONDS = 20.0  # without it, a network that swallows packets stalls the start for many minutes
+# Without it, a network that swallows packets stalls the start for many minutes.
+DOWNLOAD_TIMEOUT_SECONDS = 20.0
+
+Arrays = dict[str, NDArray[np.uint8]]
+
+
+class Dataset(NamedTuple):
+    """A data set: how a split of it is loaded, and what its images are like."""
+
+    load: Callable[[str, Path], tuple[Tensor, Tensor]]
+    """Images (N, C, H, H) or (N, H, H), uint8, and labels (N,) of a split, from files under a
+    folder."""
+    size: int
+    """Pixels a side, H: the default of `image_size`."""
+    channels: int
+    """C, the default of `channels`."""
+    classes: int
+    """Number of different labels."""
 
 
 class Split(NamedTuple):
@@ -40,11 +61,6 @@ class Split(NamedTuple):
 
     images: Tensor  # (N, C, S, S) uint8
     labels: Tensor  # (N,) int64
-
-
-def default_data_dir() -> Path:
-    """The folder from the environment variable `DCGAN_DATA_DIR`, else `~/.cache/dcgan`."""
-    return Path(os.environ.get(DATA_DIR_VARIABLE) or "~/.cache/dcgan").expanduser().absolute()
 
 
 class Source(NamedTuple):
@@ -58,31 +74,46 @@ class Source(NamedTuple):
     device: torch.device = torch.device("cpu")
 
 
-def source(config: TrainConfig, data_dir: Path | str | None, device: torch.device) -> Source:
-    """The source of a config's images."""
-    return Source(config.dataset, config.image_size, config.channels, Path(data_dir) if data_dir else None, device)
+def default_data_dir() -> Path:
+    """The folder from the environment variable `DCGAN_DATA_DIR`, else `~/.cache/dcgan`."""
+    return Path(os.environ.get(DATA_DIR_VARIABLE) or "~/.cache/dcgan").expanduser().absolute()
 
 
 @functools.lru_cache(maxsize=8)
 def load_split(source: Source, split: str) -> Split:
-    """Loads a split once per process, resized (bilinear, antialiased) and with grey repeated over `channels`.
+    """Loads a split once per process, resized (bilinear, antialiased) and with grey repeated over
+    `channels`.
 
     Raises:
         ValueError: unknown data set or split.
-        OSError: files are missing and cannot be fetched, or are damaged; the message names them and the way out.
+        OSError: files are missing and cannot be fetched, or are damaged; the message names them and
+            the way out.
     """
     if split not in SPLITS:
         raise ValueError(f"split is {split!r}; allowed: {', '.join(SPLITS)}")
-    if source.dataset == "mnist":
-        images, labels = _load_mnist(split, source.data_dir or default_data_dir())
-    elif source.dataset == "mnist-mini":
-        arrays = mnist_mini.read()
-        images, labels = (torch.from_numpy(arrays[f"{split}_{kind}"]) for kind in ("images", "labels"))
-    else:
-        raise ValueError(f"dataset is {source.dataset!r}; allowed: mnist, mnist-mini")
-    images = resize(images[:, None], source.image_size)  # (N, 1, S, S)
-    images = images.expand(-1, source.channels, -1, -1).contiguous()  # (N, C, S, S)
+    if source.dataset not in DATASETS:
+        raise ValueError(f"dataset is {source.dataset!r}; allowed: {', '.join(DATASETS)}")
+    dataset = DATASETS[source.dataset]
+    images, labels = dataset.load(split, source.data_dir or default_data_dir())
+    if images.ndim == 3:
+        images = images[:, None]  # (N, 1, H, H)
+    images = in_channels(resize(images, source.image_size), source.channels)  # (N, C, S, S)
     return Split(images.to(source.device), labels.long().to(source.device))
+
+
+def check_batch(batch_size: int, source: Source) -> None:
+    """Refuses a batch that is larger than the training split.
+
+    Raises:
+        ValueError: it is.
+        OSError: the split cannot be loaded.
+    """
+    images = len(load_split(source, "train").images)
+    if batch_size > images:
+        raise ValueError(
+            f"batch_size is {batch_size}; "
+            f"the training split of {source.dataset} holds {images} images"
+        )
 
 
 def resize(images: Tensor, size: int) -> Tensor:
@@ -93,25 +124,73 @@ def resize(images: Tensor, size: int) -> Tensor:
     return resized.round_().clamp_(0, 255).to(torch.uint8)
 
 
+def in_channels(images: Tensor, channels: int) -> Tensor:
+    """Repeats grey uint8 images over the channels, or averages colours to grey. (N, C, S, S)
+    uint8"""
+    if channels == 1 and images.shape[1] > 1:
+        images = images.float().mean(1, keepdim=True).round_().to(torch.uint8)
+    return images.expand(-1, channels, -1, -1).contiguous()
+
+
 def to_unit_range(images: Tensor) -> Tensor:
     """Maps uint8 images to float32 in [-1, 1], the range of G's tanh. (N, C, S, S)"""
     return images.float().div_(127.5).sub_(1)
 
 
-def _load_mnist(split: str, data_dir: Path) -> tuple[Tensor, Tensor]:
-    from torchvision.datasets.mnist import read_image_file, read_label_file  # 1 s of import, needed by few commands
+def load_mini(split: str, data_dir: Path) -> tuple[Tensor, Tensor]:
+    """`mnist-mini`, the digits in the package (see `dcgan.mnist_mini`).
+
+    Raises:
+        OSError: the file is missing, damaged or truncated.
+    """
+    arrays = read_mini(MINI_PATH)
+    images, labels = arrays[f"{split}_images"], arrays[f"{split}_labels"]
+    return torch.from_numpy(images), torch.from_numpy(labels)
+
+
+def read_mini(path: Path) -> Arrays:
+    """Reads the six arrays of `mnist-mini`: images (N, 28, 28) and labels (N,) of each split.
+
+    Raises:
+        OSError: the file is missing, damaged or truncated.
+    """
+    packed = path.read_bytes()
+    if hashlib.sha256(packed).hexdigest() != MINI_SHA256:
+        raise OSError(
+            f"{path} is damaged or truncated (its sha256 is wrong); install the package again"
+        )
+    with np.load(io.BytesIO(lzma.decompress(packed))) as arrays:
+        return dict(arrays)
+
+
+def load_mnist(split: str, data_dir: Path) -> tuple[Tensor, Tensor]:
+    """Full MNIST from `data_dir/MNIST/raw`, fetched there once if it is missing.
+
+    Raises:
+        OSError: files are missing and cannot be fetched, or are damaged; the message names them and
+            the way out.
+    """
+    # 1 s of import, needed by few commands
+    from torchvision.datasets.mnist import read_image_file, read_label_file
 
     folder = data_dir / "MNIST" / "raw"
     if _missing(folder):
         _fetch_mnist(data_dir, folder)
-    images, labels = (name for name in MNIST_SHA256 if name.startswith("t10k" if split == "test" else "train"))
+    prefix = "t10k" if split == "test" else "train"
+    images, labels = (name for name in MNIST_SHA256 if name.startswith(prefix))
     if _damaged(folder, images, labels) and os.access(data_dir, os.W_OK):
         with FileLock(data_dir / LOCK):
             pass  # another process was perhaps still writing them
     for name in _damaged(folder, images, labels):
-        raise OSError(f"{folder / name} is damaged or truncated (its sha256 is wrong); delete it to have it fetched again")
-    whole = slice(None)
-    part = {"train": slice(-MNIST_VALIDATION), "validation": slice(-MNIST_VALIDATION, None)}.get(split, whole)
+        raise OSError(
+            f"{folder / name} is damaged or truncated (its sha256 is wrong); "
+            f"delete it to have it fetched again"
+        )
+    part = slice(None)
+    if split == "train":
+        part = slice(-MNIST_VALIDATION)
+    if split == "validation":
+        part = slice(-MNIST_VALIDATION, None)
     return read_image_file(str(folder / images))[part], read_label_file(str(folder / labels))[part]
 
 
@@ -120,7 +199,8 @@ def _missing(folder: Path) -> list[str]:
 
 
 def _damaged(folder: Path, *names: str) -> list[str]:
-    return [n for n in names if hashlib.sha256((folder / n).read_bytes()).hexdigest() != MNIST_SHA256[n]]
+    digests = {name: hashlib.sha256((folder / name).read_bytes()).hexdigest() for name in names}
+    return [name for name, digest in digests.items() if digest != MNIST_SHA256[name]]
 
 
 def _fetch_mnist(data_dir: Path, folder: Path) -> None:
@@ -139,7 +219,16 @@ def _fetch_mnist(data_dir: Path, folder: Path) -> None:
                 socket.setdefaulttimeout(before)
     except (OSError, RuntimeError) as error:  # torchvision wraps a failed download in RuntimeError
         raise FileNotFoundError(
-            f"MNIST is not in {folder} and could not be fetched. Put the four files {', '.join(MNIST_SHA256)} there, or name "
-            f"the folder above MNIST/raw by --data-dir or {DATA_DIR_VARIABLE}, or take the digits in the package: "
-            f"--dataset mnist-mini. Missing: {', '.join(_missing(folder))}; fetching said: {' '.join(str(error).split())}"
+            f"MNIST is not in {folder} and could not be fetched. "
+            f"Put the four files {', '.join(MNIST_SHA256)} there, "
+            f"or name the folder above MNIST/raw by --data-dir or {DATA_DIR_VARIABLE}, "
+            f"or take the digits in the package: --dataset mnist-mini. "
+            f"Missing: {', '.join(_missing(folder))}; "
+            f"fetching said: {' '.join(str(error).split())}"
         ) from error
+
+
+DATASETS = {
+    "mnist": Dataset(load_mnist, size=28, channels=1, classes=10),
+    "mnist-mini": Dataset(load_mini, size=28, channels=1, classes=10),
+}

@@ -1,22 +1,23 @@
-"""The evaluation protocol: fixed noise through G, compared with a held-out split on the yardstick's features.
+"""The evaluation protocol: fixed noise through G, compared with a held-out split on the yardstick's
+features.
 
-As many images are generated as the split holds (mnist 10,000, mnist-mini 2,000), since a Fréchet distance depends on the
-count: values of different counts don't compare. G runs in evaluation mode and float32 whatever it was trained in. The
-noise is the same for every run, seed and epoch.
+As many images are generated as the split holds (mnist 10,000, mnist-mini 2,000), since a Fréchet
+distance depends on the
+count: values of different counts don't compare. G runs in evaluation mode and float32 whatever it
+was trained in. The noise is the same for every run, seed and epoch.
 """
 
 import contextlib
 import functools
 import hashlib
-import sys
-from pathlib import Path
+import json
 from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
 from torch.backends.cpu import get_cpu_capability
 
-from dcgan import checkpoint, data, metrics, yardstick
+from dcgan import checkpoint, metrics
 from dcgan.config import TrainConfig
 from dcgan.data import Source, default_data_dir, load_split, to_unit_range
 from dcgan.precision import full_float32
@@ -24,6 +25,7 @@ from dcgan.schema import Row
 from dcgan.yardstick import SHA256, batch_size, extract, load_yardstick
 
 NOISE_SEED = 20_161_511  # of the evaluation noise, apart from every training seed
+PROTOCOL_VERSION = 1  # to be raised when a reference is worked out in another way
 PATHS, STEPS = 32, 8  # great circles whose length is measured, and images on each
 
 
@@ -41,60 +43,88 @@ class Reference(NamedTuple):
 
 @functools.lru_cache(maxsize=4)
 def load_reference(source: Source, split: str) -> Reference:
-    """Features and statistics of a real split: worked out once per machine, then read from a file under
-    `default_data_dir()`, if one can be written there."""
+    """Features and statistics of a real split: worked out once per machine, then read from a file
+    under `default_data_dir()`, if one can be written there.
+
+    Raises:
+        ValueError, OSError: the split cannot be loaded.
+    """
     real = load_split(source, split).images
     train = load_split(source, "train").images[: len(real)]
-    file = default_data_dir() / "references" / f"{reference_key(real, train)}.pt"
+    file = default_data_dir() / "references" / f"{reference_key(source, split, len(real))}.pt"
     with contextlib.suppress(OSError, ValueError):  # none yet, or a damaged one
         saved = checkpoint.read(file)
-        if saved.keys() == set(Reference._fields):  # else other code wrote it
-            tensors = {name: saved[name].to(source.device) for name in ("features", "radii")}
-            return Reference(**saved | tensors | {"gaussian": metrics.Gaussian(*saved["gaussian"]), "split": split})
+        if saved.keys() == set(Reference._fields):  # else another version wrote it
+            saved["gaussian"] = metrics.Gaussian(*saved["gaussian"])
+            for name in ("features", "radii"):
+                saved[name] = saved[name].to(source.device)
+            return Reference(**saved)
+    reference = make_reference(source, split, real, train)
+    with contextlib.suppress(
+        OSError
+    ):  # a home that cannot be written: the next process works it out again
+        checkpoint.write(file, reference._asdict() | {"gaussian": tuple(reference.gaussian)})
+    return reference
+
+
+def make_reference(source: Source, split: str, real: Tensor, train: Tensor) -> Reference:
+    """Works out a reference from real images, and as many of the training split, (N, C, S, S)
+    uint8."""
     net = load_yardstick(source.device)
     with full_float32():
         features = extract(net, real).features
         gaussian = metrics.gaussian(features)
-        reference = Reference(
+        trained = metrics.gaussian(extract(net, train).features)
+        return Reference(
             split=split,
             features=features,
             gaussian=gaussian,
             within=metrics.within_kernel_mean(features),
             radii=metrics.neighbour_radii(features),
             energy=mean_energy(real),
-            fid_real=metrics.frechet_distance(gaussian, metrics.gaussian(extract(net, train).features)),
+            fid_real=metrics.frechet_distance(gaussian, trained),
         )
-    with contextlib.suppress(OSError):  # a home that cannot be written: the next process works it out again
-        checkpoint.write(file, reference._asdict() | {"gaussian": tuple(gaussian)})
-    return reference
 
 
-def reference_key(real: Tensor, train: Tensor) -> str:
-    """A hash of all that a reference depends on to the last bit: images, code, and what computes."""
-    digest = hashlib.sha256(SHA256.encode())
-    for images in (real, train):
-        digest.update(images.cpu().numpy().tobytes())
-    for module in (data, metrics, yardstick, sys.modules[__name__]):
-        digest.update(Path(str(module.__file__)).read_bytes())
-    threads = torch.get_num_threads() if real.device.type == "cpu" else 0
-    digest.update(f"{torch.__version__} {device_name(real.device)} {get_cpu_capability()} {threads}".encode())
-    return digest.hexdigest()[:32]
+def reference_key(source: Source, split: str, size: int) -> str:
+    """A digest of what a reference depends on to the last bit: the images, the yardstick, and what
+    computes."""
+    on_cpu = source.device.type == "cpu"
+    parts = {
+        "protocol": PROTOCOL_VERSION,
+        "data set": source.dataset,
+        "split": split,
+        "images": size,
+        "image size": source.image_size,
+        "channels": source.channels,
+        "extractor": SHA256,
+        "torch": torch.__version__,
+        "device": device_name(source.device),
+        "cpu": get_cpu_capability() if on_cpu else "",
+        "threads": torch.get_num_threads() if on_cpu else 0,
+    }
+    return hashlib.sha256(json.dumps(parts).encode()).hexdigest()[:32]
 
 
 def mean_energy(images: Tensor) -> float:
     """Mean `high_frequency_energy` of images (N, C, S, S), uint8 or in [-1, 1]."""
-    return metrics.high_frequency_energy(to_unit_range(images) if images.dtype == torch.uint8 else images.float()).mean().item()
+    values = to_unit_range(images) if images.dtype == torch.uint8 else images.float()
+    return metrics.high_frequency_energy(values).mean().item()
 
 
 @functools.lru_cache(maxsize=8)
 def evaluation_noise(count: int, latent_size: int, device: torch.device) -> Tensor:
-    """The fixed noise of every evaluation and sample grid, the same on every device; not to be written into. (count, Z)"""
-    return torch.randn(count, latent_size, generator=torch.Generator().manual_seed(NOISE_SEED)).to(device)
+    """The fixed noise of every evaluation and sample grid, the same on every device; not to be
+    written into. (count, Z)"""
+    return torch.randn(count, latent_size, generator=torch.Generator().manual_seed(NOISE_SEED)).to(
+        device
+    )
 
 
 @torch.inference_mode()
 def generate(generator: nn.Module, noise: Tensor) -> Tensor:
-    """Images (M, C, S, S) in [-1, 1] from noise (M, Z), with running batch-norm statistics; leaves G's mode as it was."""
+    """Images (M, C, S, S) in [-1, 1] from noise (M, Z), with running batch-norm statistics; leaves
+    G's mode as it was."""
     training = generator.training
     generator.eval()
     images = torch.cat([generator(batch) for batch in torch.split(noise, batch_size(noise.device))])
@@ -105,18 +135,22 @@ def generate(generator: nn.Module, noise: Tensor) -> Tensor:
 def great_circles(a: Tensor, b: Tensor, steps: int) -> Tensor:
     """Noises along the great circles from a (P, Z) to b (P, Z). (P, steps, Z)
 
-    Spherical interpolation (White 2016, arXiv 1609.04468) keeps the norm that G has seen in training.
+    Spherical interpolation (White 2016, arXiv 1609.04468) keeps the norm that G has seen in
+    training.
     """
     a, b = a[:, None], b[:, None]  # (P, 1, Z)
     angle = torch.nn.functional.cosine_similarity(a, b, dim=-1).acos()[..., None]  # (P, 1, 1)
     t = torch.linspace(0, 1, steps, device=a.device)[:, None]  # (steps, 1)
     arc = (((1 - t) * angle).sin() * a + (t * angle).sin() * b) / angle.sin()  # (P, steps, Z)
-    return torch.where(angle.sin() > 1e-3, arc, (1 - t) * a + t * b)  # no circle through (nearly) parallel noises
+    return torch.where(
+        angle.sin() > 1e-3, arc, (1 - t) * a + t * b
+    )  # no circle through (nearly) parallel noises
 
 
 @torch.inference_mode()
 def path_length(generator: nn.Module, latent_size: int, device: torch.device) -> float:
-    """Mean length in feature space of what G makes of `PATHS` great circles between noises: less is smoother."""
+    """Mean length in feature space of what G makes of `PATHS` great circles between noises: less is
+    smoother."""
     noise = evaluation_noise(2 * PATHS, latent_size, device)
     circles = great_circles(noise[:PATHS], noise[PATHS:], STEPS)  # (P, T, Z)
     features, _ = extract(load_yardstick(device), generate(generator, circles.flatten(0, 1)))
@@ -125,17 +159,20 @@ def path_length(generator: nn.Module, latent_size: int, device: torch.device) ->
 
 @torch.inference_mode()
 def score(images: Tensor, reference: Reference) -> Row:
-    """All quality metrics of images (M, C, S, S), uint8 or in [-1, 1], against the reference, by column name.
+    """All quality metrics of images (M, C, S, S), uint8 or in [-1, 1], against the reference, by
+    column name.
 
     Raises:
         FloatingPointError: a non-finite value in an image, which some metrics would hide.
     """
     features, probabilities = extract(load_yardstick(images.device), images)
     if not features.isfinite().all():
-        raise FloatingPointError("training diverged: G generates non-finite values; try a lower learning rate")
+        raise FloatingPointError(
+            "training diverged: G generates non-finite values; try a lower learning rate"
+        )
     radii = metrics.neighbour_radii(features)
     near = metrics.manifold(reference.features, features, reference.radii, radii)
-    shares = metrics.digit_shares(probabilities)
+    shares = metrics.class_shares(probabilities)
     return {
         "fid": metrics.frechet_distance(reference.gaussian, metrics.gaussian(features)),
         "kid": metrics.kernel_distance(reference.features, features, reference.within),
@@ -146,7 +183,7 @@ def score(images: Tensor, reference: Reference) -> Row:
         "classifier_score": metrics.classifier_score(probabilities),
         "confident_share": metrics.confident_share(probabilities),
         "sharpness": mean_energy(images) / reference.energy,
-        "digits_covered": metrics.digits_covered(shares),
+        "digits_covered": metrics.classes_covered(shares),
         "digit_kl": metrics.kl_from_uniform(shares),
         "collapsed": metrics.collapsed(shares, reference.radii, radii),
     }

@@ -1,20 +1,36 @@
-"""The non-saturating GAN loss (Goodfellow et al. 2014, arXiv 1406.2661, section 3), on logits.
+"""The losses of a GAN, on logits: one entry of `LOSSES` each.
 
-With s = D's logit and D(x) = sigmoid(s): -log D(x) = softplus(-s) and -log(1 - D(x)) = softplus(s), both exact where a
-sigmoid would round to 0 or 1.
-
-Shapes: N batch, R replicas. Losses of replicas are to be summed, so that each one's gradient is its own.
+Shapes: N batch, L lanes. Losses of lanes are to be summed, so that each one's gradient is its own.
 """
+
+from collections.abc import Callable
+from typing import NamedTuple
 
 from torch import Tensor
 from torch.nn import functional as F
 
 
+class Loss(NamedTuple):
+    """What D and G minimise; both return float32 of shape (L,)."""
+
+    discriminator: Callable[[Tensor, Tensor], Tensor]
+    """Of the logits for real and for generated images, (N, L) each."""
+    generator: Callable[[Tensor], Tensor]
+    """Of the logits for generated images, (N, L)."""
+
+
 def discriminator_loss(real_logits: Tensor, fake_logits: Tensor) -> Tensor:
-    """-E log D(x) - E log(1 - D(G(z))), nats. Logits (N, R); returns (R,) in float32."""
+    """-E log D(x) - E log(1 - D(G(z))), nats. Logits (N, L); returns (L,) in float32.
+
+    Goodfellow et al. 2014, arXiv 1406.2661, section 3. With s = D's logit and D(x) = sigmoid(s),
+    -log D(x) is softplus(-s) and -log(1 - D(x)) is softplus(s), both exact where a sigmoid would
+    round to 0 or 1."""
     return F.softplus(-real_logits.float()).mean(0) + F.softplus(fake_logits.float()).mean(0)
 
 
 def generator_loss(fake_logits: Tensor) -> Tensor:
-    """-E log D(G(z)), nats. Logits (N, R); returns (R,) in float32."""
+    """-E log D(G(z)), nats: the non-saturating loss. Logits (N, L); returns (L,) in float32."""
     return F.softplus(-fake_logits.float()).mean(0)
+
+
+LOSSES = {"non-saturating": Loss(discriminator_loss, generator_loss)}

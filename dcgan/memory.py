@@ -1,10 +1,10 @@
-"""Peak memory of a run: what the allocator saw on CUDA, the resident set of the process elsewhere."""
+"""Peak memory of a run: what the allocator saw on CUDA, else the resident set of the process."""
 
 import contextlib
 import re
 import resource
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 import torch
@@ -16,57 +16,67 @@ PROC = Path("/proc/self")
 
 
 def reset_peak(device: torch.device) -> None:
-    """Starts the peak afresh, so that a reused process does not report an earlier run's. Only Linux and CUDA can."""
+    """Starts the peak afresh, so that a reused process does not report an earlier run's.
+
+    Only Linux and CUDA can; elsewhere the peak includes the process's earlier runs.
+    """
     if device.type == "cuda":
         torch.cuda.reset_peak_memory_stats(device)
     elif PROC.exists():
-        with contextlib.suppress(OSError):  # some containers forbid it; the peak then includes the process's earlier runs
+        with contextlib.suppress(OSError):  # some containers forbid it
             (PROC / "clear_refs").write_text("5")  # 5 resets the peak resident set; see proc(5)
 
 
 def peak_bytes(device: torch.device) -> int:
-    """Peak memory since `reset_peak`, bytes."""
+    """The peak memory since `reset_peak`, bytes."""
     if device.type == "cuda":
         return torch.cuda.max_memory_allocated(device)
-    if (PROC / "status").exists() and (peak := re.search(r"VmHWM:\s+(\d+) kB", (PROC / "status").read_text())):
+    status = PROC / "status"
+    peak = re.search(r"VmHWM:\s+(\d+) kB", status.read_text()) if status.exists() else None
+    if peak:
         return int(peak[1]) * 1024
     unit = 1 if sys.platform == "darwin" else 1024  # macOS counts bytes, the others kilobytes
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit
 
 
 def process_bytes(device: torch.device) -> int:
-    """Peak of what this process takes of the device's memory, or of the machine's on a CPU."""
+    """The peak of what this process takes of the device's memory, or of the machine's on a CPU."""
     if device.type == "cuda":
         return torch.cuda.max_memory_reserved(device) + CUDA_CONTEXT_BYTES
     return peak_bytes(device)
 
 
-def limit(share: float, gib: float = 0.0) -> None:
-    """Keeps this process to a share of its GPU, or to so many GiB of it if that is more, so that one that takes too much
-    fails alone and not its neighbours."""
+def limit(share: float) -> None:
+    """Keeps this process to a share of its GPU, so that one that takes too much fails alone and not
+    its neighbours."""
     total = torch.cuda.get_device_properties(torch.cuda.current_device()).total_memory
-    share = min(1.0, max(share, gib * 2**30 / total))
-    torch.cuda.set_per_process_memory_fraction(max(share / 2, share - CUDA_CONTEXT_BYTES / total))
+    context = CUDA_CONTEXT_BYTES / total
+    torch.cuda.set_per_process_memory_fraction(max(share / 2, share - context))
 
 
 @contextlib.contextmanager
-def explained(config: TrainConfig, device: torch.device) -> Iterator[None]:
-    """Turns running out of memory into an error that says what to change.
+def explained(lanes: Sequence[TrainConfig], device: torch.device) -> Iterator[None]:
+    """Turns running out of memory into an error that names the settings to change.
 
     Raises:
-        MemoryError: it did.
+        MemoryError: the device, or the machine, ran out of memory.
     """
     try:
         yield
     except RuntimeError as error:
-        if not isinstance(error, torch.OutOfMemoryError) and "DefaultCPUAllocator" not in str(error):
+        if not isinstance(error, torch.OutOfMemoryError) and "DefaultCPUAllocator" not in str(
+            error
+        ):
             raise
+        config = lanes[0]
         where = torch.cuda.get_device_name(device) if device.type == "cuda" else device.type
-        asked = re.search(r"[Tt]ried to allocate [\d.]+ \w+", str(error))
-        tried = f"; it {asked[0].lower()}" if asked else ""
-        seeds = f" and {config.replicas} replicas" if config.replicas > 1 else ""
+        several = f" and {len(lanes)} lanes" if len(lanes) > 1 else ""
+        asked = re.search(r"[Tt]ried to (allocate [\d.]+ \w+)", str(error))
+        tried = f"; it tried to {asked[1]}" if asked else ""
         raise MemoryError(
-            f"out of memory on {where} with batch_size {config.batch_size}, generator_width {config.generator_width}, "
-            f"discriminator_width {config.discriminator_width}{seeds}: make one of them smaller, or, in a search, give each "
-            f"trial more of a GPU (--gpus-per-trial, or auto to have it measured){tried}"
+            f"out of memory on {where} with batch_size {config.batch_size}, "
+            f"generator_width {config.generator_width}, "
+            f"discriminator_width {config.discriminator_width}{several}: "
+            f"make one of them smaller, or, in a search, give each trial more of a GPU "
+            f"(--gpus-per-trial, or auto to have it measured){tried}"
         ) from error

@@ -1,14 +1,19 @@
-"""Quality metrics of generated images: pure functions of feature and probability arrays, on any device.
+"""Quality metrics of generated images: pure functions of feature and probability arrays, on any
+device.
 
-Shapes: N real and M generated images, F features. Every function takes float32 tensors; what is summed over many items or
-subtracted is in float64. Features are expected to be finite: `dcgan.evaluate.score` refuses others.
+Shapes: N real and M generated images, F features, K classes. Every function takes float32 tensors;
+what is summed over many items or subtracted is in float64. Features are expected to be finite:
+`dcgan.evaluate.score` refuses others.
 
 - Fréchet distance: Heusel et al. 2017, arXiv 1706.08500, equation 6 (without the square root).
-- Kernel distance (KID): Bińkowski et al. 2018, arXiv 1801.01401, the unbiased estimator over all pairs.
-- Precision and recall: Kynkäänniemi et al. 2019, arXiv 1904.06991. Density and coverage: Naeem et al. 2020,
-  arXiv 2002.09797.
-- Classifier score: Salimans et al. 2016, arXiv 1606.03498, with a digit classifier in place of Inception.
-- Path length: Karras et al. 2019, arXiv 1812.04948, section 4.1, here of whole paths in the yardstick's features.
+- Kernel distance (KID): Bińkowski et al. 2018, arXiv 1801.01401, the unbiased estimator over all
+  pairs.
+- Precision and recall: Kynkäänniemi et al. 2019, arXiv 1904.06991. Density and coverage: Naeem et
+  al. 2020, arXiv 2002.09797.
+- Classifier score: Salimans et al. 2016, arXiv 1606.03498, with a digit classifier in place of
+  Inception.
+- Path length: Karras et al. 2019, arXiv 1812.04948, section 4.1, here of whole paths in the
+  yardstick's features.
 """
 
 from typing import NamedTuple
@@ -17,16 +22,23 @@ import torch
 from torch import Tensor
 
 NEIGHBOURS = 5  # k of the manifold metrics, as in arXiv 2002.09797
-DIGITS = 10
-CONFIDENT = 0.9  # probability from which on the classifier counts as sure of a digit
-HIGH_FREQUENCY = 0.25  # cycles a pixel, half of what an image can hold: edges and noise lie above, strokes below
-COVERED_SHARE = 0.01  # a digit counts as covered from this share of the samples on; an even share is 0.1
-REPEAT_RATIO = 0.1  # samples this much closer to each other than real images are (medians) are repeats
-ROWS = {"cpu": 512, "cuda": 4096}  # rows of a pairwise matrix held at a time, which bounds memory to ROWS x N
+CONFIDENT = 0.9  # probability from which on the classifier counts as sure of a class
+HIGH_FREQUENCY = (
+    0.25  # cycles a pixel, half of what an image can hold: edges and noise lie above, strokes below
+)
+COVERED_SHARE = 0.01  # a class counts as covered from this share of the samples on
+REPEAT_RATIO = (
+    0.1  # samples this much closer to each other than real images are (medians) are repeats
+)
+ROWS = {
+    "cpu": 512,
+    "cuda": 4096,
+}  # rows of a pairwise matrix held at a time, which bounds memory to ROWS x N
 
 
 class Gaussian(NamedTuple):
-    """Mean and covariance of a set of features, float64, on the CPU: too small to be worth a GPU's while."""
+    """Mean and covariance of a set of features, float64, on the CPU: too small to be worth a GPU's
+    while."""
 
     mean: Tensor  # (F,)
     covariance: Tensor  # (F, F)
@@ -48,11 +60,12 @@ def gaussian(features: Tensor) -> Gaussian:
 
 
 def frechet_distance(real: Gaussian, fake: Gaussian) -> float:
-    """|m1 - m2|^2 + tr(C1 + C2 - 2 (C1 C2)^(1/2)), the squared 2-Wasserstein distance of two Gaussians.
+    """|m1 - m2|^2 + tr(C1 + C2 - 2 (C1 C2)^(1/2)), the squared 2-Wasserstein distance of two
+    Gaussians.
 
-    tr (C1 C2)^(1/2) is the sum of the roots of the eigenvalues of the symmetric R C2 R with R = C1^(1/2), which stays real
-    where the covariances are singular. Rounding can leave the distance of equal sets a little below 0: by about 1e-11, or
-    1e-6 where they are singular.
+    tr (C1 C2)^(1/2) is the sum of the roots of the eigenvalues of the symmetric R C2 R with R =
+    C1^(1/2), which stays real where the covariances are singular. Rounding can leave the distance
+    of equal sets a little below 0: by about 1e-11, or 1e-6 where they are singular.
     """
     values, vectors = torch.linalg.eigh(real.covariance)
     root = (vectors * values.clamp(min=0).sqrt()) @ vectors.T  # (F, F)
@@ -69,7 +82,10 @@ def in_rows(x: Tensor) -> tuple[Tensor, ...]:
 
 def kernel_sum(x: Tensor, y: Tensor) -> float:
     """Sum over all pairs of the cubic kernel (a.b / F + 1)^3 of features (N, F) and (M, F)."""
-    sums = [(rows @ y.T).div_(y.shape[1]).add_(1).pow_(3).sum(dtype=torch.float64) for rows in in_rows(x)]
+    sums = [
+        (rows @ y.T).div_(y.shape[1]).add_(1).pow_(3).sum(dtype=torch.float64)
+        for rows in in_rows(x)
+    ]
     return torch.stack(sums).sum().item()
 
 
@@ -81,7 +97,8 @@ def within_kernel_mean(x: Tensor) -> float:
 
 
 def kernel_distance(real: Tensor, fake: Tensor, real_within: float | None = None) -> float:
-    """Unbiased squared maximum mean discrepancy of features (N, F) and (M, F); may be slightly negative.
+    """Unbiased squared maximum mean discrepancy of features (N, F) and (M, F); may be slightly
+    negative.
 
     `real_within`, if known, is `within_kernel_mean(real)`.
     """
@@ -96,14 +113,23 @@ def neighbour_radii(features: Tensor, k: int = NEIGHBOURS) -> Tensor:
         ValueError: there are not more than k items.
     """
     if len(features) <= k:
-        raise ValueError(f"{len(features)} images; the {k}-th nearest neighbour needs at least {k + 1}")
-    nearest = [torch.cdist(rows, features).topk(k + 1, largest=False).values for rows in in_rows(features)]
+        raise ValueError(
+            f"{len(features)} images; the {k}-th nearest neighbour needs at least {k + 1}"
+        )
+    nearest = [
+        torch.cdist(rows, features).topk(k + 1, largest=False).values for rows in in_rows(features)
+    ]
     return torch.cat(nearest)[:, -1]  # each item's nearest is itself
 
 
-def manifold(real: Tensor, fake: Tensor, real_radii: Tensor, fake_radii: Tensor, k: int = NEIGHBOURS) -> Manifold:
-    """Precision, recall, density and coverage of features (N, F) and (M, F), with their `neighbour_radii`."""
-    inside_real = torch.zeros(len(fake), device=fake.device)  # (M,) real neighbourhoods around each generated image
+def manifold(
+    real: Tensor, fake: Tensor, real_radii: Tensor, fake_radii: Tensor, k: int = NEIGHBOURS
+) -> Manifold:
+    """Precision, recall, density and coverage of features (N, F) and (M, F), with their
+    `neighbour_radii`."""
+    inside_real = torch.zeros(
+        len(fake), device=fake.device
+    )  # (M,) real neighbourhoods around each generated image
     recalled, covered = [], []
     for rows, radii in zip(in_rows(real), in_rows(real_radii), strict=True):
         distances = torch.cdist(rows, fake)  # (rows, M)
@@ -119,7 +145,8 @@ def manifold(real: Tensor, fake: Tensor, real_radii: Tensor, fake_radii: Tensor,
 
 
 def classifier_score(probabilities: Tensor) -> float:
-    """exp E KL(p(digit | image) || p(digit)) of predictions (M, 10): 1 to 10, best when sure of each and even over all."""
+    """exp E KL(p(class | image) || p(class)) of predictions (M, K): 1 to K, best when sure of each
+    and even over all."""
     p = probabilities.double()
     # KL(p || q) = sum p log p - sum p log q; xlogy gives 0 for p = 0
     kl = torch.xlogy(p, p).sum(1) - torch.xlogy(p, p.mean(0)).sum(1)
@@ -127,15 +154,20 @@ def classifier_score(probabilities: Tensor) -> float:
 
 
 def confident_share(probabilities: Tensor) -> float:
-    """Share of predictions (M, 10) that are sure of their digit: probability at least `CONFIDENT`."""
+    """Share of predictions (M, K) that are sure of their class: probability at least
+    `CONFIDENT`."""
     return (probabilities.amax(1) >= CONFIDENT).double().mean().item()
 
 
 def high_frequency_energy(images: Tensor) -> Tensor:
-    """Mean square of the part of each image (N, C, S, S) that lies above `HIGH_FREQUENCY`, by Parseval's theorem. (N,)"""
+    """Mean square of the part of each image (N, C, S, S) that lies above `HIGH_FREQUENCY`, by
+    Parseval's theorem. (N,)"""
     frequencies = torch.fft.fftfreq(images.shape[-1], device=images.device)  # (S,) cycles a pixel
     high = torch.hypot(frequencies[:, None], frequencies) > HIGH_FREQUENCY  # (S, S)
-    energies = [(torch.fft.fft2(rows, norm="forward").abs().square() * high).sum((-2, -1)).mean(1) for rows in in_rows(images)]
+    energies = []
+    for rows in in_rows(images):
+        spectrum = torch.fft.fft2(rows, norm="forward").abs().square()  # (rows, C, S, S)
+        energies.append((spectrum * high).sum((-2, -1)).mean(1))
     return torch.cat(energies)
 
 
@@ -144,26 +176,30 @@ def path_length(features: Tensor) -> float:
     return float(features.double().diff(dim=1).norm(dim=-1).sum(1).mean())
 
 
-def digit_shares(probabilities: Tensor) -> Tensor:
-    """Share of each digit among the predictions (M, 10), by the most likely digit. (10,) float64"""
-    return torch.bincount(probabilities.argmax(1), minlength=DIGITS).double() / len(probabilities)
+def class_shares(probabilities: Tensor) -> Tensor:
+    """Share of each class among the predictions (M, K), by the most likely class. (K,) float64"""
+    counts = torch.bincount(probabilities.argmax(1), minlength=probabilities.shape[1])
+    return counts.double() / len(probabilities)
 
 
-def digits_covered(shares: Tensor) -> int:
-    """Number of digits that make up at least 1 % of the images, from shares (10,)."""
+def classes_covered(shares: Tensor) -> int:
+    """Number of classes that make up at least 1 % of the images, from shares (K,)."""
     return int((shares >= COVERED_SHARE).sum())
 
 
 def kl_from_uniform(shares: Tensor) -> float:
-    """KL of a histogram of shares (10,) from the uniform one, nats: 0 when even, log 10 when all on one digit."""
+    """KL of a histogram of shares (K,) from the uniform one, nats: 0 when even, log K when all on
+    one class."""
     return torch.xlogy(shares, shares * len(shares)).sum().item()
 
 
 def collapsed(shares: Tensor, real_radii: Tensor, fake_radii: Tensor) -> bool:
-    """Mode collapse: fewer than half of the digits appear, or the typical image nearly repeats its neighbours.
+    """Mode collapse: fewer than half of the classes appear, or the typical image nearly repeats its
+    neighbours.
 
-    The second part catches one perfect image of each digit, over and over, which neither the histogram nor, by much, the
-    Fréchet distance can see. It looks at the fifth neighbour, so up to five copies of an image pass.
+    The second part catches one perfect image of each class, over and over, which neither the
+    histogram nor, by much, the Fréchet distance can see. It looks at the fifth neighbour, so up to
+    five copies of an image pass.
     """
     repeats = bool(fake_radii.median() < REPEAT_RATIO * real_radii.median())
-    return digits_covered(shares) < DIGITS // 2 or repeats
+    return classes_covered(shares) < len(shares) // 2 or repeats

@@ -1,8 +1,10 @@
-"""`mnist-mini`: real MNIST digits small enough to ship in the package (MNIST: LeCun, Cortes and Burges, CC BY-SA 3.0).
+"""`mnist-mini`: real MNIST digits small enough to ship in the package (MNIST: LeCun, Cortes and
+Burges, CC BY-SA 3.0).
 
-8,000 training digits come from MNIST's training split, 2,000 validation digits from its validation split and 2,000 test
-digits from its test file, so that nothing learned on one full split has seen another split of the small one. The file is
-a plain `.npz` inside xz: keys `{train,validation,test}_{images,labels}`, images (N, 28, 28) uint8, labels (N,) uint8.
+8,000 training digits come from MNIST's training split, 2,000 validation digits from its validation
+split and 2,000 test digits from its test file, so that nothing learned on one full split has seen
+another split of the small one. The file is a plain `.npz` inside xz: keys
+`{train,validation,test}_{images,labels}`, images (N, 28, 28) uint8, labels (N,) uint8.
 
 `python -m dcgan.mnist_mini --data-dir DIR` makes it again, byte for byte the same arrays.
 """
@@ -16,41 +18,28 @@ import numpy as np
 from numpy.typing import NDArray
 
 from dcgan import cli
+from dcgan.data import MINI_PATH, Arrays, Source, load_split
 
-PATH = Path(__file__).parent / "assets" / "mnist_mini.npz.xz"
-SHA256 = "1f38ffd64fc39553899794bf374bd24b54fd98672be571b93d3d27e663398962"
 SIZES = {"train": 8_000, "validation": 2_000, "test": 2_000}
-
-Arrays = dict[str, NDArray[np.uint8]]
-
-
-def read(path: Path = PATH) -> Arrays:
-    """Reads the six arrays.
-
-    Raises:
-        OSError: the file is missing, damaged or truncated.
-    """
-    packed = path.read_bytes()
-    if hashlib.sha256(packed).hexdigest() != SHA256:
-        raise OSError(f"{path} is damaged or truncated (its sha256 is wrong); install the package again")
-    with np.load(io.BytesIO(lzma.decompress(packed))) as arrays:
-        return dict(arrays)
 
 
 def stratified(labels: NDArray[np.uint8], size: int, seed: int) -> NDArray[np.intp]:
-    """Indices of `size` items with each digit's share as in `labels` (largest remainders), in random order. (size,)"""
+    """Indices of `size` items with each digit's share as in `labels` (largest remainders), in
+    random order. (size,)"""
     rng = np.random.default_rng(seed)
     exact = np.bincount(labels, minlength=10) * size / len(labels)  # (10,)
     counts = np.floor(exact).astype(int)
     counts[np.argsort(counts - exact)[: size - counts.sum()]] += 1
-    picked = [rng.permutation(np.flatnonzero(labels == digit))[:n] for digit, n in enumerate(counts)]
+    picked = [
+        rng.permutation(np.flatnonzero(labels == digit))[:count]
+        for digit, count in enumerate(counts)
+    ]
     return rng.permutation(np.concatenate(picked))
 
 
 def make(data_dir: Path, path: Path) -> str:
-    """Picks the digits from the full MNIST under `data_dir`, writes them to `path`, and returns the file's sha256."""
-    from dcgan.data import Source, load_split
-
+    """Picks the digits from the full MNIST under `data_dir`, writes them to `path`, returns the
+    file's sha256."""
     arrays: Arrays = {}
     for seed, (split, size) in enumerate(SIZES.items()):
         full = load_split(Source("mnist", data_dir=data_dir), split)
@@ -58,16 +47,24 @@ def make(data_dir: Path, path: Path) -> str:
         index = stratified(labels, size, seed)
         arrays |= {f"{split}_images": images[index], f"{split}_labels": labels[index]}
     buffer = io.BytesIO()
-    np.savez(buffer, **arrays)  # type: ignore[arg-type]  # numpy's stub takes the names for its own keywords
+    # numpy's stub takes the names for its own keywords
+    np.savez(buffer, **arrays)  # type: ignore[arg-type]
     packed = lzma.compress(buffer.getvalue(), preset=9 | lzma.PRESET_EXTREME)
     path.write_bytes(packed)
     return hashlib.sha256(packed).hexdigest()
 
 
 def main() -> None:
-    parser = cli.Parser(prog="python -m dcgan.mnist_mini", description="Make mnist-mini from full MNIST.")
+    parser = cli.Parser(
+        prog="python -m dcgan.mnist_mini", description="Make mnist-mini from full MNIST."
+    )
     parser.add_argument("--data-dir", type=Path, required=True, help="folder with MNIST/raw")
-    parser.add_argument("--out", type=Path, default=PATH, help="file to write (default: the one in the package)")
+    parser.add_argument(
+        "--out",
+        type=Path,
+        default=MINI_PATH,
+        help="file to write (default: the one in the package)",
+    )
     args = parser.parse_args()
     with cli.one_line_errors(parser):
         print(f"{args.out}: sha256 {make(args.data_dir, args.out)}")

@@ -1,7 +1,8 @@
 """Numeric precision: what each device can do, and how a step is run in it.
 
-`float32` computes as written, `tf32` lets CUDA's tensor cores round float32 inputs of products to 10 bits of mantissa,
-`bfloat16` and `float16` run the nets under autocast with float32 weights (Micikevicius et al. 2018, arXiv 1710.03740).
+`float32` computes as written, `tf32` lets CUDA's tensor cores round float32 inputs of products to
+10 bits of mantissa, `bfloat16` and `float16` run the nets under autocast with float32 weights
+(Micikevicius et al. 2018, arXiv 1710.03740).
 """
 
 import contextlib
@@ -16,12 +17,15 @@ from torch.nn import functional as F
 from dcgan.config import PRECISIONS
 
 AUTOCAST_DTYPES = {"bfloat16": torch.bfloat16, "float16": torch.float16}
-SLOW = 3.0  # times float32: hardware with bfloat16 units measures about 1, emulation from 10 to 100
+# Times float32: hardware with bfloat16 units measures about 1, emulation from 10 to 100.
+SLOW = 3.0
 
 
 def default_device() -> torch.device:
     """CUDA's current device, or the CPU."""
-    return torch.device("cuda", torch.cuda.current_device()) if torch.cuda.is_available() else torch.device("cpu")
+    if torch.cuda.is_available():
+        return torch.device("cuda", torch.cuda.current_device())
+    return torch.device("cpu")
 
 
 def unsupported(precision: str, device: torch.device) -> str | None:
@@ -29,47 +33,64 @@ def unsupported(precision: str, device: torch.device) -> str | None:
     if precision == "float32" or (precision == "bfloat16" and device.type == "cpu"):
         return None
     if device.type != "cuda":
-        return f"precision {precision} needs a CUDA GPU, and this run is on the {device.type}; use float32"
-    if precision in ("tf32", "bfloat16") and torch.cuda.get_device_capability(device) < (8, 0):
-        name = torch.cuda.get_device_name(device)
-        return f"precision {precision} needs a GPU of compute capability 8.0 (Ampere) or later, not {name}; use float16"
-    return None
+        return (
+            f"precision {precision} needs a CUDA GPU, and this run is on the {device.type}; "
+            f"use float32"
+        )
+    if precision == "float16" or torch.cuda.get_device_capability(device) >= (8, 0):
+        return None
+    return (
+        f"precision {precision} needs a GPU of compute capability 8.0 (Ampere) or later, "
+        f"not {torch.cuda.get_device_name(device)}; use float16"
+    )
 
 
 @functools.cache
 def cpu_bfloat16_slowdown() -> float:
-    """Time of a convolution in bfloat16 over the same in float32 on this CPU.
+    """The time of a convolution in bfloat16 over the same in float32 on this CPU.
 
-    The best of ten each, warmed up, by one thread: on a busy machine several would measure how long they wait for each other.
+    The fastest of ten calls each, warmed up, on one thread: on a busy machine several threads would
+    measure how long they wait for each other.
     """
-
-    def seconds(dtype: torch.dtype) -> float:
-        images, kernel = torch.ones(16, 32, 14, 14, dtype=dtype), torch.ones(64, 32, 4, 4, dtype=dtype)
-        times = []
-        for _ in range(11):
-            start = time.perf_counter()
-            F.conv2d(images, kernel, stride=2)
-            times.append(time.perf_counter() - start)
-        return min(times[1:])
-
     threads = torch.get_num_threads()
     torch.set_num_threads(1)
     try:
-        return seconds(torch.bfloat16) / seconds(torch.float32)
+        return _convolution_seconds(torch.bfloat16) / _convolution_seconds(torch.float32)
     finally:
         torch.set_num_threads(threads)
 
 
+def _convolution_seconds(dtype: torch.dtype) -> float:
+    images = torch.ones(16, 32, 14, 14, dtype=dtype)
+    kernel = torch.ones(64, 32, 4, 4, dtype=dtype)
+    times = []
+    for _ in range(11):
+        start = time.perf_counter()
+        F.conv2d(images, kernel, stride=2)
+        times.append(time.perf_counter() - start)
+    return min(times[1:])
+
+
 def absurdly_slow(precision: str, device: torch.device) -> str | None:
     """Why `precision` is pointless on `device` though it works, or None."""
-    if precision == "bfloat16" and device.type == "cpu" and (times := cpu_bfloat16_slowdown()) > SLOW:
-        return f"precision bfloat16 is about {times:.0f} times slower than float32 on this CPU, which has no units for it"
-    return None
+    if precision != "bfloat16" or device.type != "cpu":
+        return None
+    slowdown = cpu_bfloat16_slowdown()
+    if slowdown <= SLOW:
+        return None
+    return (
+        f"precision bfloat16 is about {slowdown:.0f} times slower than float32 on this CPU, "
+        f"which has no units for it"
+    )
 
 
 def usable(device: torch.device) -> tuple[str, ...]:
     """The precisions worth a search on `device`."""
-    return tuple(p for p in PRECISIONS if not unsupported(p, device) and not absurdly_slow(p, device))
+    return tuple(
+        name
+        for name in PRECISIONS
+        if not unsupported(name, device) and not absurdly_slow(name, device)
+    )
 
 
 def set_up(precision: str, device: torch.device) -> None:
@@ -87,7 +108,8 @@ def set_up(precision: str, device: torch.device) -> None:
 
 @contextlib.contextmanager
 def full_float32() -> Iterator[None]:
-    """Float32 products without TF32's rounding, whatever `set_up` chose: metrics must not depend on the precision."""
+    """Float32 products without TF32's rounding, whatever `set_up` chose: metrics must not depend on
+    the precision."""
     before = torch.backends.cuda.matmul.allow_tf32, torch.backends.cudnn.allow_tf32
     _allow_tf32(False, False)
     try:
@@ -107,10 +129,9 @@ def autocast(precision: str, device: torch.device) -> torch.autocast:
     return torch.autocast(device.type, dtype=dtype, enabled=dtype is not None)
 
 
-def scalers(precision: str, device: torch.device) -> tuple[torch.amp.GradScaler, torch.amp.GradScaler]:
-    """Gradient scalers for G's optimizer and for D's, since their gradients overflow at different scales.
+def scaler(precision: str, device: torch.device) -> torch.amp.GradScaler:
+    """A gradient scaler for one optimizer: what it steps together overflows together.
 
-    They do nothing but for float16.
+    It does nothing but for float16.
     """
-    enabled = precision == "float16"
-    return torch.amp.GradScaler(device.type, enabled=enabled), torch.amp.GradScaler(device.type, enabled=enabled)
+    return torch.amp.GradScaler(device.type, enabled=precision == "float16")

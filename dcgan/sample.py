@@ -1,34 +1,67 @@
 """`python -m dcgan.sample CHECKPOINT`: pictures from a trained generator."""
 
+import argparse
 from pathlib import Path
 
 from dcgan import cli
 from dcgan.checkpoint import load_generator
+from dcgan.config import MOST_SEED
 from dcgan.images import interpolate, sample, save_grid
+from dcgan.settings import check_bounds
+
+
+def make_parser() -> cli.Parser:
+    """The command line."""
+    parser = cli.Parser(
+        prog="python -m dcgan.sample",
+        description="Draw images from a checkpoint's generator as a PNG.",
+    )
+    add = parser.add_argument
+    add("checkpoint", type=Path, help="a checkpoint.pt, or a folder that holds one")
+    add("--out", type=Path, default=Path("samples.png"), help="PNG to write (default: samples.png)")
+    add(
+        "--count",
+        type=int,
+        default=64,
+        help="images in the grid, or strips to interpolate (default: 64)",
+    )
+    add(
+        "--interpolate",
+        type=int,
+        metavar="STEPS",
+        help="draw strips of STEPS images between two noises",
+    )
+    add("--seed", type=int, help="seed of the noise (default: the fixed evaluation noise)")
+    add("--last", action="store_true", help="the last epoch's generator, not the best epoch's")
+    return parser
+
+
+def check(args: argparse.Namespace) -> None:
+    """Refuses numbers that are not allowed.
+
+    Raises:
+        ValueError: names the flag, its value and what is allowed.
+    """
+    check_bounds("--count", args.count, 1)
+    if args.seed is not None:
+        check_bounds("--seed", args.seed, 0, MOST_SEED)
+    if args.interpolate is not None and args.interpolate < 2:
+        raise ValueError(f"--interpolate is {args.interpolate}; a strip needs at least 2 images")
 
 
 def main() -> None:
-    parser = cli.Parser(prog="python -m dcgan.sample", description="Draw digits from a checkpoint's generator as a PNG.")
-    parser.add_argument("checkpoint", type=Path, help="a checkpoint.pt, or a folder that holds one")
-    parser.add_argument("--out", type=Path, default=Path("samples.png"), help="PNG to write (default: samples.png)")
-    parser.add_argument("--count", type=int, default=64, help="images in the grid, or strips to interpolate (default: 64)")
-    parser.add_argument("--interpolate", type=int, metavar="STEPS", help="draw strips of STEPS images between two noises")
-    parser.add_argument("--seed", type=int, help="seed of the noise (default: the fixed evaluation noise)")
-    parser.add_argument("--last", action="store_true", help="the last epoch's generator instead of the best epoch's")
+    parser = make_parser()
     args = parser.parse_args()
     with cli.one_line_errors(parser):
-        if args.count < 1:
-            raise ValueError(f"--count is {args.count}; allowed is at least 1")
-        if args.seed is not None and not 0 <= args.seed < 2**32:
-            raise ValueError(f"--seed is {args.seed}; allowed is 0 to {2**32 - 1}")
-        if args.interpolate is not None and args.interpolate < 2:
-            raise ValueError(f"--interpolate is {args.interpolate}; a strip needs at least 2 images")
+        check(args)
         generator, config, epoch = load_generator(args.checkpoint, last=args.last)
+        size = config.latent_size
         if args.interpolate:
-            images = interpolate(generator, config.latent_size, args.interpolate, args.count, args.seed or 0)
+            images = interpolate(generator, size, args.interpolate, args.count, args.seed or 0)
         else:
-            images = sample(generator, config.latent_size, args.count, args.seed)
-        print(f"{save_grid(images, args.out, columns=args.interpolate)}: {len(images)} images of epoch {epoch}")
+            images = sample(generator, size, args.count, args.seed)
+        picture = save_grid(images, args.out, columns=args.interpolate)
+        print(f"{picture}: {len(images)} images of epoch {epoch}")
 
 
 if __name__ == "__main__":

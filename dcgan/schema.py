@@ -1,43 +1,51 @@
-"""The columns of a result row, declared once.
+"""What a run leaves behind: the columns of its rows with their units, and the names of its files,
+folders and states.
 
-The training loop emits one row per epoch; Ray stores it; `analysis` reads it back. Nothing here needs PyTorch, so that
-`analysis` can import it alone.
+The training loop emits one row per lane and epoch, and `analysis` reads it back. Nothing here
+imports anything, so that `analysis` needs no PyTorch.
 """
 
 from typing import Any, Final
 
-Row = dict[str, Any]  # a number, a truth value or a text by column; `by_replica` alone holds lists
+Row = dict[str, Any]  # a number, a truth value or a text by column
 
 COLUMNS: Final[dict[str, str]] = {
     # Progress
+    "lane": "index of the lane within its trial, from 0; its seed and rates are in params.json",
     "epoch": "epochs finished, counted from 1",
-    "images_seen": "real training images used so far (whole batches only) by each replica",
-    # Training, means over the epoch's batches, and, like quality, over replicas
-    "generator_loss": "-log D(G(z)), nats",
-    "discriminator_loss": "-log D(x) - log(1 - D(G(z))), nats",
+    "images_seen": "real training images that the lane has used so far (whole batches only)",
+    # Training, means over the epoch's batches
+    "generator_loss": "generator's loss (non-saturating: -log D(G(z))), nats",
+    "discriminator_loss": "discriminator's loss (non-saturating: -log D(x) - log(1 - D(G(z)))), "
+    "nats",
     "d_real": "mean D(x): probability given to real images",
     "d_fake": "mean D(G(z)) before D's update: probability given to generated images",
     # Quality of generated images, on the features and predictions of the yardstick
     "fid": "Fréchet distance to the evaluation split on yardstick features; lower is better",
-    "kid": "unbiased kernel distance to the evaluation split; lower is better, may be slightly negative",
+    "kid": "unbiased kernel distance to the evaluation split; lower is better, may be just below 0",
     "sample_precision": "share of generated images inside the real manifold, 0 to 1",
     "sample_recall": "share of real images inside the generated manifold, 0 to 1",
-    "sample_density": "mean number of real neighbourhoods around a generated image, over k; real data gets about 1",
+    "sample_density": "mean number of real neighbourhoods around a generated image, over k; "
+    "real data gets about 1",
     "sample_coverage": "share of real neighbourhoods that hold a generated image, 0 to 1",
-    "classifier_score": "exp of the mean KL from the predicted digit to its marginal, 1 to 10; higher is better",
-    "confident_share": "share of generated images of whose digit the classifier is sure (probability at least 0.9), 0 to 1",
-    "sharpness": "high-frequency energy of generated over that of real images; below 1 is blurred, above is noisy",
-    "digits_covered": "digits that make up at least 1 % of the generated images, 0 to 10; the smallest over replicas",
-    "digit_kl": "KL of the generated digit histogram from uniform, nats; 0 is best",
-    "collapsed": "true if fewer than half of the digits appear or the samples nearly repeat one another, in any replica",
-    "path_length": "mean length, in feature space, of great circles between noises; less is a smoother transition",
-    "fid_std": "sample standard deviation of fid over replicas; 0 with one",
-    "by_replica": "only with several replicas: each replica's training and quality columns, lists in the order of seeds",
-    # Cost
-    "seconds_train": "seconds spent training this epoch, all replicas",
-    "seconds_eval": "seconds spent evaluating this epoch, all replicas",
-    "images_per_second": "training images, of all replicas, per second of seconds_train",
-    "peak_memory_bytes": "peak while training so far: CUDA memory allocated, or the process's resident set on the CPU",
+    "classifier_score": "exp of the mean KL from the predicted class to its marginal, from 1 to "
+    "the number of classes; higher is better",
+    "confident_share": "share of generated images of whose class the classifier is sure "
+    "(probability at least 0.9), 0 to 1",
+    "sharpness": "high-frequency energy of generated over that of real images; below 1 is blurred, "
+    "above is noisy",
+    "digits_covered": "classes that make up at least 1 % of the generated images",
+    "digit_kl": "KL of the generated class histogram from uniform, nats; 0 is best",
+    "collapsed": "true if fewer than half of the classes appear or the samples nearly repeat one "
+    "another",
+    "path_length": "mean length, in feature space, of great circles between noises; less is a "
+    "smoother transition",
+    # Cost: of lanes that train side by side, each bears an equal share of the time
+    "seconds_train": "seconds of training this epoch: the lane's share",
+    "seconds_eval": "seconds of evaluation this epoch: the lane's share",
+    "images_per_second": "training images per second of seconds_train",
+    "peak_memory_bytes": "peak while training so far, of all lanes: CUDA memory allocated, or the "
+    "process's resident set on the CPU",
     # Protocol: the conditions under which the numbers above hold
     "eval_split": "the split compared against: validation or test",
     "eval_samples": "number of generated images, and of real images, that the metrics use",
@@ -50,3 +58,70 @@ COLUMNS: Final[dict[str, str]] = {
 
 METRIC: Final = "fid"
 """The validation metric that ranks trials and epochs; lower is better."""
+
+OBJECTIVES: Final[dict[str, str]] = {
+    METRIC: "min",
+    "kid": "min",
+    "digit_kl": "min",
+    "seconds_train": "min",
+    "seconds_eval": "min",
+    "peak_memory_bytes": "min",
+    "sample_precision": "max",
+    "sample_recall": "max",
+    "sample_density": "max",
+    "sample_coverage": "max",
+    "classifier_score": "max",
+    "digits_covered": "max",
+    "images_per_second": "max",
+}
+"""Columns that a search can optimise, and which way."""
+
+OVER_LANES: Final[dict[str, str]] = {
+    "seconds_train": "sum",
+    "seconds_eval": "sum",
+    "peak_memory_bytes": "max",
+    "digits_covered": "min",
+    "collapsed": "max",
+}
+"""How a column of one epoch is taken over a trial's lanes; numbers that are not named are
+averaged."""
+
+# Files of a search's folder
+SEARCH_FILE: Final = "search.json"  # the question: space, rungs, seed, protocol, versions, options
+STUDY_FILE: Final = "study.db"  # Optuna's study: what was proposed, scored and decided
+TABLE_FILE: Final = "table.csv"
+BEST_FILE: Final = "best.json"  # settings of the best trial
+REPORT_FILE: Final = "report.html"
+DRIVER_FILE: Final = "driver.txt"  # in a storage: names the process that decides
+LOCK_FILE: Final = ".lock"
+CONFIRM_FOLDER: Final = "confirm"  # the confirm stage, laid out like a search
+
+# Files of a trial's, or a single run's, folder
+PARAMS_FILE: Final = "params.json"  # settings of each lane
+ROWS_FILE: Final = "result.json"  # JSON lines: a row per lane and epoch
+CHECKPOINT_FILE: Final = "checkpoint.pt"
+ERROR_FILE: Final = "error.txt"  # why the trial failed
+TEST_FILE: Final = "test.json"  # of the confirm stage: scores on the test split
+SAMPLES_FOLDER: Final = "samples"  # pictures from fixed noise
+BEST_SAMPLES: Final = "best.png"
+
+TRIALS_PATTERN: Final = "trial_*"  # matches every name that `trial_name` makes
+
+STATUSES: Final = ("finished", "stopped", "failed", "unfinished")
+"""`finished` trained all its epochs, `stopped` was ended early by the scheduler, `failed` ended in
+an error, `unfinished` was still to train when the files were written (a running or interrupted
+search)."""
+
+STATUS_OF_STATE: Final = {"COMPLETE": "finished", "PRUNED": "stopped", "FAIL": "failed"}
+"""The status of a trial by the name of its state in Optuna; in all other states it is
+unfinished."""
+
+
+def trial_name(number: int) -> str:
+    """Names the trial of a number: its folder, and the trial in Ray."""
+    return f"trial_{number:04d}"
+
+
+def samples_name(epoch: int) -> str:
+    """Names the picture of an epoch in `SAMPLES_FOLDER`."""
+    return f"epoch_{epoch:03d}.png"

@@ -1,74 +1,127 @@
-"""`python -m dcgan.train`: trains one DCGAN outside any search."""
+"""`python -m dcgan.train`: trains one DCGAN, or several seeds of it side by side, outside any
+search."""
 
 import argparse
 import dataclasses
 import json
+import shlex
+import statistics
 import sys
 import time
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
 import torch
 
 from dcgan import checkpoint, cli
-from dcgan.config import DATASETS, OPTIMIZERS, PRECISIONS, TrainConfig, field_docs
+from dcgan.config import LANE_FIELDS, TrainConfig, read_lanes, replicate, write_lanes
 from dcgan.evaluate import device_name
+from dcgan.files import write_rows
 from dcgan.images import sample, save_grid
 from dcgan.loop import train
 from dcgan.precision import default_device
-from dcgan.schema import Row
+from dcgan.schema import (
+    BEST_SAMPLES,
+    CHECKPOINT_FILE,
+    ERROR_FILE,
+    PARAMS_FILE,
+    ROWS_FILE,
+    SAMPLES_FOLDER,
+    Row,
+    samples_name,
+)
+from dcgan.settings import check_bounds
 
 GRID = 64  # images of a sample grid
-CHOICES: dict[str, tuple[Any, ...]] = {
-    "dataset": DATASETS, "optimizer": OPTIMIZERS, "precision": PRECISIONS, "channels": (1, 3),
-}  # fmt: skip
 
 
 def make_parser() -> cli.Parser:
-    """The command line: one flag for each field of `TrainConfig`, and where to read and write."""
+    """The command line: a flag for each field of `TrainConfig`, and where to read and write."""
     parser = cli.Parser(
         prog="python -m dcgan.train",
-        description="Train one DCGAN. Writes params.json (the config), result.json (a row an epoch), checkpoint.pt and "
-        "sample grids to the output folder. The defaults are the baseline: two stages in each net, full MNIST, 25 epochs.",
+        description="Train one DCGAN. Writes params.json (the config), result.json (a row per lane "
+        "and epoch), checkpoint.pt and sample grids to the output folder. The defaults are the "
+        "baseline: two stages in each net, full MNIST, 25 epochs.",
     )
-    where = parser.add_argument_group("run")
-    where.add_argument(
-        "--config", type=Path, metavar="FILE",
-        help="JSON of settings, or a folder with params.json; flags win. A run's or trial's folder gives the number of CPU "
-        "threads in its result.json too, so that its rows repeat on a CPU bit for bit",
-    )  # fmt: skip
-    where.add_argument(
-        "--out", type=Path, default=Path("runs/train"), metavar="DIR", help="output folder (default: runs/train)"
+    run_flags = parser.add_argument_group("run")
+    add = run_flags.add_argument
+    add(
+        "--config",
+        type=Path,
+        metavar="FILE",
+        help="JSON of settings, or a folder with params.json; flags win. A run's or trial's folder "
+        "gives the number of CPU threads in its result.json too, so that its rows repeat on a CPU "
+        "bit for bit",
     )
-    where.add_argument("--resume", action="store_true", help="go on with the run in the output folder")
-    where.add_argument("--samples-every", type=int, default=1, metavar="N", help="epochs between sample grids, 0 for none (1)")
-    cli.add_data_dir(where)
-    settings = parser.add_argument_group("settings")
-    docs = field_docs()
-    for field in dataclasses.fields(TrainConfig):
-        settings.add_argument(
-            "--" + field.name.replace("_", "-"),
-            type=field.type,
-            choices=CHOICES.get(field.name),
-            metavar=None if field.name in CHOICES else str(getattr(field.type, "__name__", "")).upper(),
-            help=f"{docs[field.name].replace('%', '%%')} (default: {field.default})",
-        )
+    add(
+        "--out",
+        type=Path,
+        default=Path("runs/train"),
+        metavar="DIR",
+        help="output folder (default: runs/train)",
+    )
+    add("--resume", action="store_true", help="go on with the run in the output folder")
+    add(
+        "--replicas",
+        type=int,
+        metavar="R",
+        help="lanes that train side by side, one a seed: seed, seed + 1 and so on (default: 1, or "
+        "as many as the config file has)",
+    )
+    add(
+        "--samples-every",
+        type=int,
+        default=1,
+        metavar="N",
+        help="epochs between sample grids, 0 for none (default: 1)",
+    )
+    cli.add_data_dir(run_flags)
+    cli.add_flags(parser.add_argument_group("settings"), TrainConfig)
     return parser
 
 
-def read_config(args: argparse.Namespace) -> TrainConfig:
-    """The config of a command line: flags over the config file (or the resumed run's) over the defaults."""
-    names = [field.name for field in dataclasses.fields(TrainConfig)]
-    given = {name: value for name in names if (value := getattr(args, name)) is not None}
-    source = args.out if args.resume else args.config
-    base = TrainConfig.from_file(source) if source else TrainConfig()
-    return dataclasses.replace(base, **given)
+def wanted_lanes(args: argparse.Namespace) -> list[TrainConfig]:
+    """The lanes of a command line: flags over the config file (or the resumed run's) over the
+    defaults.
+
+    `--seed` is the first lane's seed; the others keep their distance from it.
+
+    Raises:
+        ValueError: a value that is not allowed, or `--replicas` with lanes that differ in more than
+            their seed.
+        OSError: the config file cannot be read.
+    """
+    given = cli.given_flags(args, TrainConfig)
+    file = args.out if args.resume else args.config
+    lanes = read_lanes(file) if file else [TrainConfig(**given)]
+    shift = given.pop("seed", lanes[0].seed) - lanes[0].seed
+    lanes = [dataclasses.replace(lane, **given, seed=lane.seed + shift) for lane in lanes]
+    if args.replicas is None:
+        return lanes
+    check_alike(lanes)
+    return replicate(lanes[0], args.replicas)
+
+
+def check_alike(lanes: Sequence[TrainConfig]) -> None:
+    """Refuses lanes that are no replicas of one config.
+
+    Raises:
+        ValueError: names the settings in which they differ.
+    """
+    settings = [name for name in LANE_FIELDS if name != "seed"]
+    differing = [name for name in settings if len({getattr(lane, name) for lane in lanes}) > 1]
+    if differing:
+        raise ValueError(
+            f"--replicas does not go with lanes that differ in {', '.join(differing)}; "
+            f"leave it out, or give the same value to all by a flag"
+        )
 
 
 def recorded_threads(folder: Path) -> int | None:
-    """The number of CPU threads that the run in `folder` began with, if its rows say."""
+    """The number of CPU threads that the run in `folder` began with, or None where its first row
+    does not name it. The file may be cut off later, by a kill."""
     try:
-        with (folder / "result.json").open() as rows:
+        with (folder / ROWS_FILE).open(encoding="utf-8") as rows:
             threads = json.loads(rows.readline())["threads"]
     except (OSError, ValueError, TypeError, KeyError):
         return None
@@ -82,80 +135,156 @@ def main() -> None:
         try:
             run(args)
         except KeyboardInterrupt:
-            kept = (args.out / checkpoint.NAME).exists()
-            print(f"\nstopped; go on with: {parser.prog} --resume --out {args.out}" if kept else "\nstopped", file=sys.stderr)
+            message = "\nstopped"
+            if (args.out / CHECKPOINT_FILE).exists():
+                folder = shlex.quote(str(args.out))
+                message += f"; go on with: {parser.prog} --resume --out {folder}"
+            print(message, file=sys.stderr)
             sys.exit(130)
 
 
 def run(args: argparse.Namespace) -> None:
-    """Checks, prints the plan, trains, and says where everything is."""
-    config = read_config(args)
+    """Checks, prints the plan, trains, and prints where everything is."""
+    lanes = wanted_lanes(args)
+    check_run(args, lanes)
     out: Path = args.out
-    if args.samples_every < 0:
-        raise ValueError(f"--samples-every is {args.samples_every}; allowed is 0 or more")
-    if args.resume and args.config:
-        raise ValueError(f"--config {args.config} does not go with --resume: the run in {out} has its own settings")
-    if args.resume:
-        checkpoint.check_same_run(out, checkpoint.load(out), config)
-    elif (out / checkpoint.NAME).exists():
-        raise ValueError(f"{out} already holds a run; go on with it by --resume, or choose another folder by --out")
     out.mkdir(parents=True, exist_ok=True)
     device = default_device()
-    (out / "params.json").write_text(json.dumps(config.to_dict(), indent=2) + "\n")
-    on = device_name(device)
+    write_lanes(out / PARAMS_FILE, lanes)
+    where = device_name(device)
     if args.config and (threads := recorded_threads(args.config)):
         torch.set_num_threads(threads)
-        on += f" with {threads} thread{'s' * (threads > 1)}, as {args.config} had"
-    print(f"{config.dataset}, {config.epochs} epochs in {config.precision} on {on} → {out}", flush=True)
+        where += f" with {threads} thread{'s' * (threads > 1)}, as {args.config} had"
+    config = lanes[0]
+    epochs, precision = config.epochs, config.precision
+    print(f"{config.dataset}, {epochs} epochs in {precision} on {where} → {out}", flush=True)
 
-    rows_file = out / "result.json"
-    start = time.monotonic()
-
-    def report(row: Row) -> None:
-        with rows_file.open("a") as file:
-            file.write(json.dumps(row) + "\n")
-        print(progress_line(row, config.epochs, time.monotonic() - start, first), flush=True)
-        announce(int(row["epoch"]) + 1, config.epochs)
-        if args.samples_every and int(row["epoch"]) % args.samples_every == 0:
-            generator, _, epoch = checkpoint.load_generator(out, last=True)
-            save_grid(sample(generator, config.latent_size, GRID), out / "samples" / f"epoch_{epoch:03d}.png")
-
-    first = 0
+    done = 0
     if args.resume:
-        history = checkpoint.load(out)["history"]
-        first = len(history)
-        # the checkpoint is the truth: a kill between it and the row's writing would lose the row
-        checkpoint.write_rows(rows_file, history)
-    resume_from = out if args.resume else None
-    (out / "error.txt").unlink(missing_ok=True)
-    announce(first + 1, config.epochs)
+        rows = checkpoint.load(out)["rows"]
+        # the checkpoint is the truth: a kill between its writing and a row's would lose the row
+        write_rows(out / ROWS_FILE, rows)
+        done = rows[-1]["epoch"]
+    (out / ERROR_FILE).unlink(missing_ok=True)
+    announce(done + 1, epochs)
     try:
-        rows = train(config, report=report, checkpoint_dir=out, resume_from=resume_from, data_dir=args.data_dir, device=device)
+        rows = train(
+            lanes,
+            report=RunLog(out, lanes, args.samples_every, done),
+            checkpoint_dir=out,
+            resume_from=out if args.resume else None,
+            data_dir=args.data_dir,
+            device=device,
+        )
     except (FloatingPointError, MemoryError) as error:
-        (out / "error.txt").write_text(f"{error}\n")  # as Ray does for a trial, so that analysis reads it as failed
+        # as a trial's, so that analysis reads the run as failed
+        (out / ERROR_FILE).write_text(f"{error}\n", encoding="utf-8")
         raise
-    generator, _, best = checkpoint.load_generator(out)
-    picture = save_grid(sample(generator, config.latent_size, GRID), out / "samples" / "best.png")
-    trained, evaluated = (sum(row[name] for row in rows) for name in ("seconds_train", "seconds_eval"))
-    print(f"{len(rows)} epochs: {cli.duration(trained)} of training, {cli.duration(evaluated)} of evaluation")
-    print(f"best epoch {best}; samples: {picture}; checkpoint: {out / checkpoint.NAME}")
+    print(summary(out, rows))
+
+
+def check_run(args: argparse.Namespace, lanes: Sequence[TrainConfig]) -> None:
+    """Refuses flags that do not go together, and a folder that holds another run.
+
+    Raises:
+        ValueError: names the flag or the folder.
+        OSError: the run to resume cannot be read.
+    """
+    check_bounds("--samples-every", args.samples_every, 0)
+    if args.resume and args.config:
+        raise ValueError(
+            f"--config {args.config} does not go with --resume: "
+            f"the run in {args.out} has its own settings"
+        )
+    if args.resume:
+        checkpoint.check_same_run(args.out, checkpoint.load(args.out), lanes)
+    elif (args.out / CHECKPOINT_FILE).exists():
+        raise ValueError(
+            f"{args.out} already holds a run; "
+            f"go on with it by --resume, or choose another folder by --out"
+        )
+
+
+class RunLog:
+    """Receives each new row: writes it to `result.json`, and, with an epoch's last row, prints a
+    line and draws samples.
+
+    Args:
+        out: the run's folder.
+        lanes: what trains.
+        samples_every: epochs between sample grids, 0 for none.
+        done: epochs that were done when the run was resumed.
+    """
+
+    def __init__(
+        self, out: Path, lanes: Sequence[TrainConfig], samples_every: int, done: int
+    ) -> None:
+        self.out = out
+        self.config = lanes[0]
+        self.lanes = len(lanes)
+        self.samples_every = samples_every
+        self.done = done
+        self.start = time.monotonic()
+        self.of_epoch: list[Row] = []
+
+    def __call__(self, row: Row) -> None:
+        with (self.out / ROWS_FILE).open("a", encoding="utf-8") as file:
+            file.write(json.dumps(row) + "\n")
+        self.of_epoch.append(row)
+        if len(self.of_epoch) < self.lanes:
+            return
+        epochs, elapsed = self.config.epochs, time.monotonic() - self.start
+        print(progress_line(self.of_epoch, epochs, elapsed, self.done), flush=True)
+        announce(row["epoch"] + 1, epochs)
+        self.of_epoch = []
+        if self.samples_every and row["epoch"] % self.samples_every == 0:
+            generator, _, epoch = checkpoint.load_generator(self.out, last=True)
+            images = sample(generator, self.config.latent_size, GRID)
+            save_grid(images, self.out / SAMPLES_FOLDER / samples_name(epoch))
 
 
 def announce(epoch: int, epochs: int) -> None:
-    """Says on a terminal which epoch has begun; its result overwrites this."""
+    """Prints on a terminal which epoch has begun; its result overwrites this."""
     if sys.stdout.isatty() and epoch <= epochs:
         print(f"epoch {epoch}/{epochs} …", end="\r", flush=True)
 
 
-def progress_line(row: Row, epochs: int, elapsed: float, first: int) -> str:
-    """One line of progress: bar, quality, losses, speed and time left. `first` epochs were done before `elapsed` began."""
-    epoch = int(row["epoch"])
-    done = round(20 * epoch / epochs)
-    left = elapsed / (epoch - first) * (epochs - epoch)
+def progress_line(rows: Sequence[Row], epochs: int, elapsed: float, done: int) -> str:
+    """One line of progress: bar, quality, losses, speed and time left; means over lanes.
+
+    Args:
+        rows: those of one epoch, one a lane.
+        epochs: those of the whole run.
+        elapsed: seconds since the run was started or resumed.
+        done: epochs that were done by then.
+    """
+    epoch = int(rows[0]["epoch"])
+    filled = round(20 * epoch / epochs)
+    left = elapsed / (epoch - done) * (epochs - epoch)
+    warning = "  COLLAPSED" if any(row["collapsed"] for row in rows) else ""
+
+    def mean(name: str) -> float:
+        return statistics.fmean(row[name] for row in rows)
+
     return (
-        f"epoch {epoch:>{len(str(epochs))}}/{epochs} {'█' * done}{'░' * (20 - done)} fid {row['fid']:.2f}  "
-        f"G {row['generator_loss']:.3f}  D {row['discriminator_loss']:.3f}  {row['images_per_second']:,.0f} images/s  "
-        f"{cli.duration(left)} left{'  COLLAPSED' if row['collapsed'] else ''}"
+        f"epoch {epoch:>{len(str(epochs))}}/{epochs} {'█' * filled}{'░' * (20 - filled)} "
+        f"fid {mean('fid'):.2f}  "
+        f"G {mean('generator_loss'):.3f}  D {mean('discriminator_loss'):.3f}  "
+        f"{mean('images_per_second'):,.0f} images/s  {cli.duration(left)} left{warning}"
+    )
+
+
+def summary(out: Path, rows: Sequence[Row]) -> str:
+    """Draws samples of the best epoch; returns the run's time and where everything is."""
+    generator, config, best = checkpoint.load_generator(out)
+    images = sample(generator, config.latent_size, GRID)
+    picture = save_grid(images, out / SAMPLES_FOLDER / BEST_SAMPLES)
+    trained = cli.duration(sum(row["seconds_train"] for row in rows))
+    evaluated = cli.duration(sum(row["seconds_eval"] for row in rows))
+    epochs = rows[-1]["epoch"]
+    return (
+        f"{epochs} epoch{'s' * (epochs > 1)}: {trained} of training, {evaluated} of evaluation\n"
+        f"best epoch {best}; samples: {picture}; checkpoint: {out / CHECKPOINT_FILE}"
     )
 
 

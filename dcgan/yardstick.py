@@ -1,8 +1,8 @@
 """The yardstick: a small digit classifier whose features and predictions every quality metric uses.
 
-Inception features, the field's habit, know photographs, not digits. This network was trained by us on MNIST's training
-split alone (50,000 digits; validation and test never seen), and ships in the package with a card. Values measured with
-other extractors don't compare with these.
+Inception features, the field's habit, know photographs, not digits. This network was trained for
+this package on MNIST's training split alone (50,000 digits; validation and test never seen), and
+ships with a card. Values measured with other extractors do not compare with these.
 
 `python -m dcgan.yardstick` trains it again.
 
@@ -27,7 +27,9 @@ from torch.nn.utils.fusion import fuse_conv_bn_eval
 
 from dcgan import cli
 from dcgan.data import Source, Split, load_split, to_unit_range
+from dcgan.files import write_json
 from dcgan.precision import default_device
+from dcgan.settings import check_bounds
 
 ASSETS = Path(__file__).parent / "assets"
 PATH = ASSETS / "yardstick.safetensors"
@@ -44,9 +46,13 @@ class Yardstick(nn.Module):
         super().__init__()
         pool = nn.MaxPool2d(2)
         self.features = nn.Sequential(
-            *_block(1, 32, 5, 2, pool), *_block(32, 64, 3, 1, pool),
-            *_block(64, 64, 3, 1), *_block(64, FEATURES, 3, 0), nn.AdaptiveAvgPool2d(1), nn.Flatten(),
-        )  # fmt: skip
+            *_block(1, 32, 5, 2, pool),
+            *_block(32, 64, 3, 1, pool),
+            *_block(64, 64, 3, 1),
+            *_block(64, FEATURES, 3, 0),
+            nn.AdaptiveAvgPool2d(1),
+            nn.Flatten(),
+        )
         self.classify = nn.Linear(FEATURES, 10)
 
     def forward(self, images: Tensor) -> tuple[Tensor, Tensor]:
@@ -55,33 +61,39 @@ class Yardstick(nn.Module):
 
 
 class Extracted(NamedTuple):
-    """What the yardstick says of N images."""
+    """Features and predictions of N images."""
 
     features: Tensor  # (N, F) float32
     probabilities: Tensor  # (N, 10) float32
 
 
-def _block(inputs: int, outputs: int, kernel: int, padding: int, *pool: nn.Module) -> list[nn.Module]:
+def _block(
+    inputs: int, outputs: int, kernel: int, padding: int, *pool: nn.Module
+) -> list[nn.Module]:
     # a maximum of rectified values is the rectified maximum, a quarter of the work
     conv = nn.Conv2d(inputs, outputs, kernel, padding=padding, bias=False)
     return [conv, nn.BatchNorm2d(outputs), *pool, nn.ReLU(inplace=True)]
 
 
 def fold(features: nn.Sequential) -> None:
-    """Folds each batch norm, as it is in evaluation mode, into the convolution before it: a pass over each map less."""
+    """Folds each batch norm, as it is in evaluation mode, into the convolution before it, which
+    saves a pass over each map."""
     for i, (conv, norm) in enumerate(itertools.pairwise(list(features))):
         if isinstance(conv, nn.Conv2d) and isinstance(norm, nn.BatchNorm2d):
-            features[i], features[i + 1] = fuse_conv_bn_eval(conv, norm), nn.Identity().eval()
+            features[i] = fuse_conv_bn_eval(conv, norm)
+            features[i + 1] = nn.Identity().eval()
 
 
 def batch_size(device: torch.device) -> int:
-    """Images to push through a net at once when nothing is learned: few stay in a CPU's cache, many fill a GPU."""
+    """Images to push through a net at once when nothing is learned: few stay in a CPU's cache, many
+    fill a GPU."""
     return 100 if device.type == "cpu" else 1000
 
 
 @torch.inference_mode()
 def extract(yardstick: Yardstick, images: Tensor) -> Extracted:
-    """Features and predictions of images (N, C, S, S), uint8 or float in [-1, 1], of any size and 1 or 3 channels."""
+    """Features and predictions of images (N, C, S, S), uint8 or float in [-1, 1], of any size and 1
+    or 3 channels."""
     features, logits = [], []
     for batch in torch.split(images, batch_size(images.device)):
         x = to_unit_range(batch) if batch.dtype == torch.uint8 else batch.float()
@@ -96,65 +108,65 @@ def extract(yardstick: Yardstick, images: Tensor) -> Extracted:
 
 @functools.cache
 def load_yardstick(device: torch.device) -> Yardstick:
-    """The shipped network in evaluation mode, its weights checked against the sha256 in the source.
+    """The shipped network in evaluation mode, its weights checked against `SHA256`.
 
     Raises:
         OSError: the weights file is missing or is not the one this code was released with.
     """
     content = PATH.read_bytes()
     if hashlib.sha256(content).hexdigest() != SHA256:
-        raise OSError(f"{PATH} is damaged or truncated (its sha256 is wrong); install the package again")
+        raise OSError(
+            f"{PATH} is damaged or truncated (its sha256 is wrong); install the package again"
+        )
     yardstick = Yardstick()
     yardstick.load_state_dict(unpack(content))
     fold(yardstick.eval().features)
-    return yardstick.requires_grad_(False).to(device, memory_format=torch.channels_last)  # type: ignore[call-overload,no-any-return]
-
-
-# The safetensors format, since dcgan must run where only PyTorch is installed: 8 bytes of header length, a JSON header
-# of names, shapes and byte ranges, then the tensors.
-
-
-def pack(tensors: dict[str, Tensor]) -> bytes:
-    """Float32 and int64 tensors by name, as the content of a safetensors file."""
-    dtypes = {torch.float32: "F32", torch.int64: "I64"}
-    header, body = {}, b""
-    for name, tensor in tensors.items():
-        raw = tensor.numpy().tobytes()
-        offsets = [len(body), len(body) + len(raw)]
-        header[name] = {"dtype": dtypes[tensor.dtype], "shape": list(tensor.shape), "data_offsets": offsets}
-        body += raw
-    text = json.dumps(header).encode()
-    text += b" " * (-len(text) % 8)
-    return struct.pack("<Q", len(text)) + text + body
+    yardstick.requires_grad_(False)
+    moved: Yardstick = yardstick.to(device, memory_format=torch.channels_last)  # type: ignore[call-overload]
+    return moved
 
 
 def unpack(content: bytes) -> dict[str, Tensor]:
-    """The tensors of a file that `pack` made, by name."""
+    """The float32 and int64 tensors of a safetensors file, by name.
+
+    Read by hand, since dcgan must run where only PyTorch is installed. The format: 8 bytes of
+    header length, a JSON header of names, shapes and byte ranges, then the tensors.
+    """
     dtypes = {"F32": torch.float32, "I64": torch.int64}
     start = 8 + struct.unpack_from("<Q", content)[0]
     tensors = {}
     for name, entry in json.loads(content[8:start]).items():
         low, high = entry["data_offsets"]
-        raw = bytearray(content[start + low : start + high])  # a copy, since a tensor must be writable
+        raw = bytearray(
+            content[start + low : start + high]
+        )  # a copy, since a tensor must be writable
         tensors[name] = torch.frombuffer(raw, dtype=dtypes[entry["dtype"]]).reshape(entry["shape"])
     return tensors
 
 
 def augment(images: Tensor, rng: torch.Generator) -> Tensor:
-    """Random turns (to 15 degrees), scales (0.85 to 1.15) and shifts (to 2.8 pixels) of images (N, 1, 28, 28)."""
+    """Random turns (to 15 degrees), scales (0.85 to 1.15) and shifts (to 2.8 pixels) of images
+    (N, 1, 28, 28)."""
     n = len(images)
-    angle, scale, dx, dy = torch.rand(4, n, generator=rng, device=images.device).mul_(2).sub_(1)
-    angle, scale = angle * torch.pi / 12, 1 + 0.15 * scale
+    drawn = torch.rand(4, n, generator=rng, device=images.device).mul_(2).sub_(1)  # (4, N)
+    angle = drawn[0] * torch.pi / 12
+    scale = 1 + 0.15 * drawn[1]
+    dx, dy = drawn[2], drawn[3]
     cos, sin = scale * angle.cos(), scale * angle.sin()
     rows = [torch.stack([cos, -sin, 0.2 * dx], 1), torch.stack([sin, cos, 0.2 * dy], 1)]
-    grid = F.affine_grid(torch.stack(rows, 1), list(images.shape), align_corners=False)  # (N, 28, 28, 2)
+    grid = F.affine_grid(
+        torch.stack(rows, 1), list(images.shape), align_corners=False
+    )  # (N, 28, 28, 2)
     return F.grid_sample(images + 1, grid, align_corners=False) - 1  # background is -1, padding 0
 
 
-def fit(split: Split, *, epochs: int, batch_size: int, learning_rate: float, seed: int) -> Yardstick:
-    """Trains with AdamW, a one-cycle learning rate and augmentation.
+def fit(
+    split: Split, *, epochs: int, batch_size: int, learning_rate: float, seed: int
+) -> Yardstick:
+    """Trains a yardstick with AdamW, a one-cycle learning rate and augmentation.
 
-    Without label smoothing, which would erase from the features what tells digits of one class apart.
+    Without label smoothing, which would erase from the features what tells digits of one class
+    apart.
     """
     device = split.images.device
     torch.manual_seed(seed)
@@ -162,10 +174,13 @@ def fit(split: Split, *, epochs: int, batch_size: int, learning_rate: float, see
     net = Yardstick().to(device)
     steps = len(split.images) // batch_size
     optimizer = torch.optim.AdamW(net.parameters(), learning_rate, weight_decay=0.01)
-    schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, learning_rate, total_steps=steps * epochs)
+    schedule = torch.optim.lr_scheduler.OneCycleLR(
+        optimizer, learning_rate, total_steps=steps * epochs
+    )
     for epoch in range(epochs):
         total = torch.zeros((), device=device)
-        for index in torch.randperm(len(split.images), generator=rng, device=device)[: steps * batch_size].split(batch_size):
+        order = torch.randperm(len(split.images), generator=rng, device=device)
+        for index in order[: steps * batch_size].split(batch_size):
             _, logits = net(augment(to_unit_range(split.images[index]), rng))
             loss = F.cross_entropy(logits, split.labels[index])
             optimizer.zero_grad()
@@ -178,49 +193,70 @@ def fit(split: Split, *, epochs: int, batch_size: int, learning_rate: float, see
 
 
 def accuracy(net: Yardstick, split: Split) -> float:
-    """Share of a split's digits named right, 0 to 1."""
-    return (extract(net, split.images).probabilities.argmax(1) == split.labels).double().mean().item()
+    """The share of a split's digits named right, 0 to 1."""
+    predicted = extract(net, split.images).probabilities.argmax(1)
+    return (predicted == split.labels).double().mean().item()
+
+
+def make(args: argparse.Namespace) -> None:
+    """Trains, measures and writes the network and its card."""
+    from safetensors.torch import save  # installed with the [dev] extra; reading needs no library
+
+    check_bounds("--epochs", args.epochs, 1)
+    recipe = {"epochs": args.epochs, "batch_size": 128, "learning_rate": 4e-3, "seed": args.seed}
+    device = default_device()
+    data = Source("mnist", data_dir=args.data_dir, device=device)
+    splits = {name: load_split(data, name) for name in ("train", "validation", "test")}
+    net = fit(splits["train"], **recipe)
+    content = save({name: tensor.cpu() for name, tensor in net.state_dict().items()})
+    card = {
+        "what": "digit classifier behind dcgan's metrics; features are the 128 pooled activations "
+        "before the last layer",
+        "trained_on": "the first 50,000 images of MNIST's training file; nothing else",
+        "recipe": {
+            **recipe,
+            "optimizer": "AdamW, one-cycle learning rate",
+            "augmentation": " ".join(str(augment.__doc__).split()),
+        },
+        "accuracy": {
+            name: round(accuracy(net, splits[name]), 4) for name in ("validation", "test")
+        },
+        "parameters": sum(p.numel() for p in net.parameters()),
+        "sha256": hashlib.sha256(content).hexdigest(),
+        "made": f"{datetime.date.today()}, torch {torch.__version__}, {device.type}, "
+        f"{platform.machine()}",
+        "licence": "as this package; MNIST is by LeCun, Cortes and Burges (CC BY-SA 3.0)",
+    }
+    args.out.mkdir(parents=True, exist_ok=True)
+    (args.out / PATH.name).write_bytes(content)
+    write_json(args.out / CARD.name, card)
+    print(json.dumps(card, indent=2))
 
 
 def main() -> None:
     parser = cli.Parser(
         prog="python -m dcgan.yardstick",
-        description="Train the digit classifier behind the metrics on full MNIST's training split; writes the weights "
-        "(yardstick.safetensors) and their card (yardstick.json).",
+        description="Train the digit classifier behind the metrics on full MNIST's training split; "
+        "writes the weights (yardstick.safetensors) and their card (yardstick.json).",
     )
     cli.add_data_dir(parser)
-    parser.add_argument("--out", type=Path, default=Path("yardstick"), help="folder to write (default: yardstick)")
-    parser.add_argument("--epochs", type=int, default=12, help="passes over the 50,000 digits (default: 12)")
-    parser.add_argument("--seed", type=int, default=0, help="seed of weights, order and augmentation (default: 0)")
+    add = parser.add_argument
+    add(
+        "--out",
+        type=Path,
+        default=Path("yardstick"),
+        help="folder to write (default: yardstick)",
+    )
+    add("--epochs", type=int, default=12, help="passes over the 50,000 digits (default: 12)")
+    add(
+        "--seed",
+        type=int,
+        default=0,
+        help="seed of weights, order and augmentation (default: 0)",
+    )
     args = parser.parse_args()
     with cli.one_line_errors(parser):
         make(args)
-
-
-def make(args: argparse.Namespace) -> None:
-    """Trains, measures and writes the network and its card."""
-    if args.epochs < 1:
-        raise ValueError(f"--epochs is {args.epochs}; allowed is at least 1")
-    recipe = {"epochs": args.epochs, "batch_size": 128, "learning_rate": 4e-3, "seed": args.seed}
-    device = default_device()
-    data = Source("mnist", data_dir=args.data_dir, device=device)
-    splits = {s: load_split(data, s) for s in ("train", "validation", "test")}
-    net = fit(splits["train"], **recipe)
-    content = pack({name: tensor.cpu() for name, tensor in net.state_dict().items()})
-    card = {
-        "what": "digit classifier behind dcgan's metrics; features are the 128 pooled activations before the last layer",
-        "trained_on": "the first 50,000 images of MNIST's training file; nothing else",
-        "recipe": {**recipe, "optimizer": "AdamW, one-cycle learning rate", "augmentation": augment.__doc__},
-        "accuracy": {split: round(accuracy(net, splits[split]), 4) for split in ("validation", "test")},
-        "parameters": sum(p.numel() for p in net.parameters()),
-        "sha256": hashlib.sha256(content).hexdigest(),
-        "made": f"{datetime.date.today()}, torch {torch.__version__}, {device.type}, {platform.machine()}",
-        "licence": "as this package; MNIST is by LeCun, Cortes and Burges (CC BY-SA 3.0)",
-    }  # fmt: skip
-    args.out.mkdir(parents=True, exist_ok=True)
-    (args.out / PATH.name).write_bytes(content)
-    (args.out / CARD.name).write_text(json.dumps(card, indent=2) + "\n")
-    print(json.dumps(card, indent=2))
 
 
 if __name__ == "__main__":

@@ -1,4 +1,4 @@
-"""A cluster that Ray runs on: which machines it has, whether they agree, and whether all of them reach the storage."""
+"""A Ray cluster: which machines it has, whether they agree, and whether all reach the storage."""
 
 import hashlib
 import logging
@@ -7,82 +7,42 @@ import platform
 import secrets
 import socket
 import tempfile
-import time
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
-import torch
+from dcgan.data import Source, load_split
+from dcgan.store import Mirror
+from tune.plan import Node
 
-from dcgan.config import TrainConfig
-from dcgan.data import Source, load_split, source
-from tune.storage import Store
-
-GPU_MEMORY = "gpu_memory"  # the resource that a machine declares, GiB of all its GPUs
 PACKAGES = ("torch", "torchvision", "numpy", "ray", "optuna", "pandas", "fsspec")
 ROOMS = ("dcgan", "tune", "analysis")
-ANSWER_SECONDS = 300  # that each machine has for a check; the first imports PyTorch, and may fetch the data
-
-There = Callable[..., Any]
-"""Calls a function with arguments where trials run: on this machine, or on one of the cluster's."""
-
-
-def here(function: Callable[..., Any], *args: Any) -> Any:
-    """Calls a function on this machine."""
-    return function(*args)
-
-
-@dataclass(frozen=True, kw_only=True, slots=True)
-class Node:
-    """A machine of the cluster."""
-
-    id: str
-    name: str
-    cpus: float
-    gpus: float
-    gpu_gib: float = 0.0
-    """What it declares as `gpu_memory`: of all its GPUs, GiB."""
+ROOT = Path(__file__).parents[1]
+# The time that each machine has for a check; the first imports PyTorch, and may fetch the data.
+ANSWER_SECONDS = 300
 
 
 class Cluster:
     """A cluster that this process is connected to.
 
     Args:
-        address: `auto`, or host and port of the head; Ray's client (`ray://`) is refused, since the driver has to be part of
-            the cluster.
+        address: `auto`, or host and port of the head; Ray's client (`ray://`) is refused, since the
+            driver has to be part of the cluster.
 
     Raises:
         ValueError: the address is of another kind.
-        OSError: there is no cluster, it does not let this process in, or has another version of Ray or Python.
+        OSError: there is no cluster, it refuses this process, or has another version of Ray or
+            Python.
     """
 
     def __init__(self, address: str) -> None:
-        host, colon, port = address.rpartition(":")
-        if address != "auto" and ("://" in address or not (host and colon and port.isdecimal())):
-            raise ValueError(f"--address is {address}; allowed is auto, or HOST:PORT of the cluster's head, from one of its "
-                             f"machines; from elsewhere: ray job submit, or ray exec (docs/cluster.md)")  # fmt: skip
-        use_token()
-        import ray
-        from ray._private.utils import read_ray_address
-        from ray.exceptions import AuthenticationError
-
-        head = (os.environ.get("RAY_ADDRESS") or read_ray_address()) if address == "auto" else address
-        if head and not answers(head):  # Ray itself would try for minutes
-            raise OSError(f"cannot join the Ray cluster at --address {address}: nothing answers at {head}")
-        root = Path(__file__).parents[1]
-        code = {"py_modules": [str(root / room) for room in ROOMS]}  # each machine runs the code of the driver
-        try:
-            ray.init(address, runtime_env=code, log_to_driver=False, logging_level=logging.ERROR)
-        except (ConnectionError, RuntimeError, AuthenticationError) as error:
-            reason = " ".join(str(error).split())
-            raise OSError(f"cannot join the Ray cluster at --address {address}: {reason}") from error
+        connect(address)
         self.address = address
-        self.nodes = nodes()
-        most = ray._private.state.state.get_max_resources_from_cluster_config()
-        self.autoscales = bool(most)
-        self.room = capacity(self.nodes, most or {})
+        self.nodes = living_nodes()
+        limits = autoscaler_limits()
+        self.autoscales = bool(limits)
+        self.cpus, self.gpus = capacity(self.nodes, limits)
 
     @property
     def several(self) -> bool:
@@ -90,46 +50,97 @@ class Cluster:
         return len(self.nodes) > 1 or self.autoscales
 
     def check_ready(self) -> bool:
-        """Whether a trial can run on one of its machines by now.
+        """Returns whether a trial can run on one of its machines by now.
 
         Raises:
             OSError: none can, and none will come.
         """
-        ready = any(node.gpus if self.room[1] else node.cpus for node in self.nodes)
+        ready = any(node.gpus if self.gpus else node.cpus for node in self.nodes)
         if not ready and not self.autoscales:
-            raise OSError(f"trials have no CPU in the cluster ({describe(self.nodes)}); are its workers up? see ray status")
+            raise OSError(
+                f"trials have no CPU in the cluster ({describe_nodes(self.nodes)}); "
+                f"are its workers up? see ray status"
+            )
         return ready
 
-    def refreshed(self) -> list[Node]:
-        """The machines as they are now."""
-        self.nodes = nodes()
-        return self.nodes
+    def refresh(self) -> None:
+        """Looks again which machines there are."""
+        self.nodes = living_nodes()
 
-    def there(self, function: Callable[..., Any], *args: Any) -> Any:
-        """Calls a function on a machine where trials run, with a GPU to itself if they use one; waits until there is one."""
+    def run_on_worker(self, function: Callable[..., Any], *args: Any) -> Any:
+        """Calls a function on a machine where trials run, with a GPU of its own if they use one;
+        waits until there is one."""
         import ray
 
-        return result(ray.remote(num_cpus=1, num_gpus=min(1, self.room[1]))(function).remote(*args))
+        return result(ray.remote(num_cpus=1, num_gpus=min(1, self.gpus))(function).remote(*args))
 
-    def everywhere(self, function: Callable[..., Any], *args: Any) -> dict[str, Any]:
-        """Calls a function on every machine at the same time; what each returned or raised, by its name."""
-        calls = {node.name: self.call(node, function, *args) for node in self.nodes}
+    def run_everywhere(self, function: Callable[..., Any], *args: Any) -> dict[str, Any]:
+        """Calls a function on every machine at the same time; returns what each of them returned or
+        raised, by its name."""
+        calls = {node.name: self.start(node, function, *args) for node in self.nodes}
         answers: dict[str, Any] = {}
         for name, call in calls.items():
             try:
                 answers[name] = result(call, ANSWER_SECONDS)
-            except Exception as error:  # of many classes; told with the machine's name
+            except Exception as error:  # of many classes; reported with the machine's name
                 answers[name] = error
         return answers
 
-    def call(self, node: Node, function: Callable[..., Any], *args: Any, gpus: float = 0) -> Any:
-        """Begins to call a function on a machine."""
+    def start(self, node: Node, function: Callable[..., Any], *args: Any, gpus: float = 0) -> Any:
+        """Starts a call of a function on a machine; `result` waits for it."""
         import ray
         from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
         where = NodeAffinitySchedulingStrategy(node.id, soft=False)
         task: Any = ray.remote(num_cpus=0, num_gpus=gpus)(function)
         return task.options(scheduling_strategy=where).remote(*args)
+
+
+def connect(address: str) -> None:
+    """Makes this process a driver of the cluster; its machines run this checkout's code.
+
+    Raises:
+        ValueError, OSError: as `Cluster`.
+    """
+    host, colon, port = address.rpartition(":")
+    if address != "auto" and ("://" in address or not (host and colon and port.isdecimal())):
+        raise ValueError(
+            f"--address is {address}; allowed is auto, or HOST:PORT of the cluster's head, from "
+            f"one of its machines; from elsewhere: ray job submit, or ray exec (docs/cluster.md)"
+        )
+    use_token()
+    import ray
+    from ray.exceptions import AuthenticationError
+
+    from tune.stop import answers
+
+    head = head_address() if address == "auto" else address
+    if head and not answers(head):  # Ray itself would try for minutes
+        raise OSError(
+            f"cannot join the Ray cluster at --address {address}: nothing answers at {head}"
+        )
+    code = {"py_modules": [str(ROOT / room) for room in ROOMS]}
+    try:
+        ray.init(address, runtime_env=code, log_to_driver=False, logging_level=logging.ERROR)
+    except (ConnectionError, RuntimeError, AuthenticationError) as error:
+        reason = " ".join(str(error).split())
+        raise OSError(f"cannot join the Ray cluster at --address {address}: {reason}") from error
+
+
+def head_address() -> str | None:
+    """The head that `auto` means, as Ray finds it."""
+    # Private: `ray.init` has no way to ask for the address without trying to connect.
+    from ray._private.utils import read_ray_address
+
+    return os.environ.get("RAY_ADDRESS") or read_ray_address()
+
+
+def autoscaler_limits() -> Mapping[str, float]:
+    """CPU and GPU of all machines that an autoscaler may start; empty where there is none."""
+    import ray
+
+    # Private: Ray's public API knows only the machines that have started.
+    return ray._private.state.state.get_max_resources_from_cluster_config() or {}
 
 
 def result(call: Any, timeout: float | None = None) -> Any:
@@ -146,73 +157,60 @@ def result(call: Any, timeout: float | None = None) -> Any:
         raise OSError(" ".join(str(error).split())) from error
 
 
-def answers(address: str, tries: int = 1) -> bool:
-    """Whether something listens at `HOST:PORT`; asked several times, since a head may be busy."""
-    host, _, port = address.rpartition(":")
-    for attempt in range(tries):
-        time.sleep(3 * (attempt > 0))
-        try:
-            socket.create_connection((host, int(port)), timeout=3).close()
-        except OSError:
-            continue
-        return True
-    return False
-
-
 def use_token() -> None:
-    """Turns token authentication on where there is a token, as `ray.init` does for clusters that it starts itself."""
+    """Turns token authentication on where there is a token, as `ray.init` does for clusters that it
+    starts itself."""
     file = Path(os.environ.get("RAY_AUTH_TOKEN_PATH") or "~/.ray/auth_token").expanduser()
     if "RAY_AUTH_TOKEN" in os.environ or file.is_file():
         os.environ.setdefault("RAY_AUTH_MODE", "token")
 
 
-def nodes() -> list[Node]:
-    """The living machines of the cluster. Those of one name are told apart by their addresses."""
+def living_nodes() -> list[Node]:
+    """The living machines of the cluster, by name; those of one name with their addresses."""
     import ray
 
     alive = [node for node in ray.nodes() if node["Alive"]]
     names = [node["NodeManagerHostname"] for node in alive]
     found = []
     for node, name in zip(alive, names, strict=True):
-        told, address = node["Resources"], f"{node['NodeManagerAddress']}:{node['NodeManagerPort']}"
-        found.append(
-            Node(
-                id=node["NodeID"],
-                name=name if names.count(name) == 1 else f"{name} ({address})",
-                cpus=told.get("CPU", 0.0),
-                gpus=told.get("GPU", 0.0),
-                gpu_gib=told.get(GPU_MEMORY, 0.0),
-            )
-        )
+        if names.count(name) > 1:
+            name = f"{name} ({node['NodeManagerAddress']}:{node['NodeManagerPort']})"
+        cpus, gpus = (node["Resources"].get(kind, 0.0) for kind in ("CPU", "GPU"))
+        found.append(Node(id=node["NodeID"], name=name, cpus=cpus, gpus=gpus))
     return sorted(found, key=lambda node: node.name)
 
 
-def capacity(nodes: Sequence[Node], most: Mapping[str, float]) -> tuple[int, int]:
+def capacity(nodes: Sequence[Node], limits: Mapping[str, float]) -> tuple[int, int]:
     """CPUs for trials, and GPUs, of a cluster; where it has GPUs, CPUs beside them.
 
     Args:
-        most: CPU and GPU of all machines that an autoscaler may start, if there is one.
+        limits: as `autoscaler_limits` gives them.
     """
-    gpus = max(sum(node.gpus for node in nodes), most.get("GPU", 0))
-    cpus = max(sum(node.cpus for node in nodes if node.gpus or not gpus), most.get("CPU", 0))
+    gpus = max(sum(node.gpus for node in nodes), limits.get("GPU", 0))
+    cpus = max(sum(node.cpus for node in nodes if node.gpus or not gpus), limits.get("CPU", 0))
     return int(cpus), int(gpus)
 
 
-def describe(nodes: Sequence[Node]) -> str:
+def describe_nodes(nodes: Sequence[Node]) -> str:
     """The machines as a person reads them."""
     cpus, gpus = sum(node.cpus for node in nodes), sum(node.gpus for node in nodes)
-    names = ", ".join(node.name for node in nodes[:8]) + (f" and {len(nodes) - 8} more" if len(nodes) > 8 else "")
-    machines = f"{len(nodes)} machine{'s' * (len(nodes) != 1)}"
-    return f"{machines}, {cpus:.0f} CPUs" + (f", {gpus:.0f} GPUs" if gpus else "") + f": {names}"
+    text = f"{len(nodes)} machine{'s' * (len(nodes) != 1)}, {cpus:.0f} CPUs"
+    if gpus:
+        text += f", {gpus:.0f} GPUs"
+    text += f": {', '.join(node.name for node in nodes[:8])}"
+    if len(nodes) > 8:
+        text += f" and {len(nodes) - 8} more"
+    return text
 
 
 def versions() -> dict[str, str]:
     """What has to be equal on all machines: Python, the packages that compute, and our own code."""
     code = hashlib.sha256()
     for room in ROOMS:
-        for file in sorted((Path(__file__).parents[1] / room).rglob("*.py")):
+        for file in sorted((ROOT / room).rglob("*.py")):
             code.update(file.read_bytes())
-    return {"python": platform.python_version(), **{p: version(p) for p in PACKAGES}, "dcgan-tune": code.hexdigest()[:12]}
+    packages = {package: version(package) for package in PACKAGES}
+    return {"python": platform.python_version(), **packages, "dcgan-tune": code.hexdigest()[:12]}
 
 
 def check_versions(cluster: Cluster) -> None:
@@ -223,25 +221,31 @@ def check_versions(cluster: Cluster) -> None:
         OSError: a machine did not answer.
     """
     ours, wrong = versions(), []
-    for name, theirs in cluster.everywhere(versions).items():
+    for name, theirs in cluster.run_everywhere(versions).items():
         if isinstance(theirs, Exception):
-            raise OSError(f"{name} cannot run our code: {' '.join(str(theirs).split())}; install it there as here "
-                          f"(pip install -c constraints.txt -e '.[cluster]')")  # fmt: skip
-        differing = [f"{what} {theirs[what]}, here {ours[what]}" for what in ours if theirs[what] != ours[what]]
-        wrong += [f"{name} has {'; '.join(differing)}"] if differing else []
+            raise OSError(
+                f"{name} cannot run our code: {one_line(theirs)}; install it there as here "
+                f"(pip install -c constraints.txt -e '.[cluster]')"
+            )
+        differing = [f"{k} {theirs[k]}, here {ours[k]}" for k in ours if theirs[k] != ours[k]]
+        if differing:
+            wrong.append(f"{name} has {'; '.join(differing)}")
     if wrong:
-        raise ValueError(f"the machines differ: {' · '.join(wrong)}; install the same everywhere, with -c constraints.txt")
+        raise ValueError(
+            f"the machines differ: {' · '.join(wrong)}; install the same everywhere, with -c "
+            f"constraints.txt"
+        )
 
 
-def check_data(cluster: Cluster, config: TrainConfig, data_dir: Path | None) -> None:
+def check_data(cluster: Cluster, source: Source) -> None:
     """Has every machine look for its data, and fetch them where it has none, at the same time.
 
     Raises:
         OSError: names a machine that cannot, and why.
     """
-    for name, answer in cluster.everywhere(find_data, source(config, data_dir, torch.device("cpu"))).items():
+    for name, answer in cluster.run_everywhere(find_data, source).items():
         if isinstance(answer, Exception):
-            raise OSError(f"{name} has no {config.dataset}: {' '.join(str(answer).split())}")
+            raise OSError(f"{name} has no {source.dataset}: {one_line(answer)}")
 
 
 def find_data(source: Source) -> None:
@@ -249,7 +253,7 @@ def find_data(source: Source) -> None:
     load_split(source, "train")
 
 
-def check_storage(store: Store, cluster: Cluster | None) -> None:
+def check_storage(store: Mirror, cluster: Cluster | None) -> None:
     """Has every machine list, read, write and delete in the storage, before anything depends on it.
 
     Raises:
@@ -257,19 +261,24 @@ def check_storage(store: Store, cluster: Cluster | None) -> None:
     """
     parent, _, name = store.uri.rpartition("/")
     with tempfile.TemporaryDirectory() as folder:
-        probe = Store(Path(folder), f"{parent}/.preflight-{name}-{secrets.token_hex(4)}")
+        probe = Mirror(Path(folder), f"{parent}/.preflight-{name}-{secrets.token_hex(4)}")
         (probe.folder / "driver.txt").write_text(probe.uri)
         try:
             probe.put()
-            if not cluster:
+            if cluster is None:
                 use_storage(probe.uri)
-            answers = cluster.everywhere(use_storage, probe.uri) if cluster else {}
+                return
+            found = cluster.run_everywhere(use_storage, probe.uri)
         finally:
             probe.remove("")
-    if cannot := {name: " ".join(str(answer).split()) for name, answer in answers.items() if isinstance(answer, Exception)}:
-        reasons = "; ".join(f"{name}: {reason}" for name, reason in cannot.items())
-        hint = "" if "://" in store.uri else ", such as a folder that all machines mount, or s3://BUCKET/FOLDER"
-        raise OSError(f"--storage {parent} must be one that every machine of the cluster reaches{hint}: {reasons}")
+    failed = {name: answer for name, answer in found.items() if isinstance(answer, Exception)}
+    if failed:
+        reasons = "; ".join(f"{name}: {one_line(error)}" for name, error in failed.items())
+        hint = ", such as a folder that all machines mount, or s3://BUCKET/FOLDER"
+        raise OSError(
+            f"--storage {parent} must be one that every machine of the cluster reaches"
+            f"{'' if '://' in store.uri else hint}: {reasons}"
+        )
 
 
 def use_storage(uri: str) -> None:
@@ -280,7 +289,7 @@ def use_storage(uri: str) -> None:
     """
     file, name = f"{secrets.token_hex(8)}.txt", socket.gethostname()
     with tempfile.TemporaryDirectory() as one, tempfile.TemporaryDirectory() as other:
-        mine, again = Store(Path(one), uri), Store(Path(other), uri)
+        mine, again = Mirror(Path(one), uri), Mirror(Path(other), uri)
         mine.get("driver.txt")
         if not (mine.folder / "driver.txt").is_file():
             raise FileNotFoundError("it does not see there what the driver wrote")
@@ -292,3 +301,8 @@ def use_storage(uri: str) -> None:
         mine.remove(file)
         if again.has(file):
             raise FileExistsError("it cannot delete there what it wrote itself")
+
+
+def one_line(error: BaseException) -> str:
+    """What an error says, without line breaks."""
+    return " ".join(str(error).split())

@@ -1,85 +1,127 @@
-"""The confirm stage: the best settings of a search and the report's baseline, on seeds that the search never saw.
+"""The confirm stage: the best settings of a search and the baseline, on seeds that the search never
+saw.
 
-The best of many estimates is too good by selection (the winner's curse). Here each setting is trained anew, the epoch is
-chosen on the validation split as in the search, and the test split judges it.
+The best of many estimates is too good by selection (the winner's curse). Here each setting is
+trained anew, the epoch is chosen on the validation split as in the search, and its generator is
+scored on the test split.
 """
 
 import dataclasses
 import json
 from typing import Any
 
-import torch
 from optuna.distributions import CategoricalDistribution
 from optuna.trial import FrozenTrial, TrialState
 
 from dcgan import checkpoint
-from dcgan.data import source
 from dcgan.evaluate import evaluate, load_reference
-from dcgan.schema import METRIC
-from tune.plan import SEARCH_FILE, Plan
-from tune.study import open_study
+from dcgan.files import replace, write_json
+from dcgan.precision import default_device
+from dcgan.schema import CHECKPOINT_FILE, CONFIRM_FOLDER, METRIC, SEARCH_FILE, TEST_FILE
+from tune.ledger import open_ledger
+from tune.plan import Plan
+from tune.progress import Progress
+from tune.runner import run_plan
+from tune.schedulers import SCHEDULERS
+from tune.stop import Stop
 
-TEST_FILE = "test.json"
+
+def train_again(plan: Plan, stop: Stop) -> None:
+    """Trains the best settings of a search anew, within a session, and scores them on the test
+    split.
+
+    Raises:
+        ValueError: the search was confirmed before with other numbers.
+        OSError: as `run_plan`.
+    """
+    record = json.loads((plan.folder / SEARCH_FILE).read_text(encoding="utf-8"))
+    stage = confirm_plan(plan, record)
+    runs, epochs = stage.num_trials, stage.epochs
+    print(f"\nconfirming on fresh seeds: {runs} runs of {epochs} epochs", flush=True)
+    run_plan(stage, stop, Progress)
+    if not stop.asked:
+        score_on_test(stage)
 
 
-def confirm_plan(plan: Plan, top: int, count: int, record: dict[str, Any]) -> Plan:
-    """The plan that trains the best `top` finished settings and the baseline on `count` fresh seeds, in `confirm/`.
+def confirm_plan(plan: Plan, record: dict[str, Any]) -> Plan:
+    """The plan that trains the best finished settings and the baseline on fresh seeds, in
+    `confirm/`.
+
+    Args:
+        plan: of the search; says how many settings and seeds.
+        record: of the search, as its `search.json` holds it.
 
     Raises:
         ValueError: the search was confirmed before with other numbers.
     """
-    folder = plan.folder / "confirm"
-    file = folder / SEARCH_FILE
+    top, count = plan.confirm, plan.confirm_seeds
+    store = plan.store.inside(CONFIRM_FOLDER)
+    file = store.folder / SEARCH_FILE
     if not file.is_file():
-        folder.mkdir(exist_ok=True)
-        first = plan.search.base.seed + plan.search.base.replicas
-        stage = {"candidates": candidates(plan, top), "seeds": list(range(first, first + count)), "top": top}
-        checkpoint.replace(file, (json.dumps(record | stage, indent=2) + "\n").encode())
-        plan.store.put(file)
-    stage = json.loads(file.read_text())
+        store.folder.mkdir(exist_ok=True)
+        first = plan.search.base.seed + plan.replicas
+        seeds = list(range(first, first + count))
+        stage = {"candidates": candidates(plan, top), "seeds": seeds, "top": top, "replicas": 1}
+        write_json(file, record | stage)
+        store.put(file)
+    stage = json.loads(file.read_text(encoding="utf-8"))
     seeds = stage["seeds"]
     if (stage["top"], len(seeds)) != (top, count):
         raise ValueError(
-            f"{folder} confirms the best {stage['top']} on {len(seeds)} seeds, not {top} on {count}; "
-            f"delete that folder to confirm anew"
+            f"{store.folder} confirms the best {stage['top']} on {len(seeds)} seeds, "
+            f"not {top} on {count}; delete that folder to confirm anew"
         )
-    points = [candidate["point"] | {"seed": seed} for candidate in stage["candidates"] for seed in seeds]
-    search = dataclasses.replace(
-        plan.search,
-        name="confirm",
-        base=dataclasses.replace(plan.search.base, replicas=1),
-        axes={**plan.search.axes, "seed": CategoricalDistribution(seeds)},
-    )
+    points = [
+        candidate["point"] | {"seed": seed} for candidate in stage["candidates"] for seed in seeds
+    ]
+    axes = {**plan.search.axes, "seed": CategoricalDistribution(seeds)}
     return dataclasses.replace(
-        plan, search=search, scheduler="fifo", objectives=(METRIC,), points=points, num_trials=len(points), folder=folder
+        plan,
+        search=dataclasses.replace(plan.search, name=CONFIRM_FOLDER, axes=axes),
+        scheduler=SCHEDULERS["fifo"],
+        objectives=(METRIC,),
+        points=points,
+        num_trials=len(points),
+        replicas=1,
+        store=store,
     )
 
 
 def candidates(plan: Plan, top: int) -> list[dict[str, Any]]:
-    """The search's best finished trials, best first, and the baseline, last, each with the search's own estimate."""
-    trials = open_study(plan.folder).get_trials()
-    finished = sorted((t for t in trials if t.state == TrialState.COMPLETE), key=lambda trial: trial.values[0])
+    """The search's best finished trials, best first, and the baseline, last, each with the search's
+    own estimate."""
+    trials = open_ledger(plan.folder).get_trials()
+    finished = [trial for trial in trials if trial.state == TrialState.COMPLETE]
+    finished.sort(key=lambda trial: trial.values[0])
     baseline = plan.search.baseline()
-    best = [_candidate(plan, trial) for trial in finished[:top] if trial.params != baseline]
+    best = [candidate(plan, trial) for trial in finished[:top] if trial.params != baseline]
     tried = [trial for trial in trials if trial.params == baseline]
-    last = _candidate(plan, tried[-1]) if tried else {"trial": None, "estimate": None, "point": baseline}  # if retried
+    last: dict[str, Any] = {"trial": None, "estimate": None, "point": baseline}
+    if tried:
+        last = candidate(plan, tried[-1])  # the last, if it was retried
     return [*best, last | {"baseline": True}]
 
 
-def _candidate(plan: Plan, trial: FrozenTrial) -> dict[str, Any]:
+def candidate(plan: Plan, trial: FrozenTrial) -> dict[str, Any]:
+    """A trial to train again."""
+    estimate = None
     # of a stopped trial too little is known to be held against a whole run
-    estimate = min(trial.intermediate_values.values()) if trial.state == TrialState.COMPLETE else None
-    return {"trial": plan.trial_folder(trial.number).name, "estimate": estimate, "point": trial.params, "baseline": False}
+    if trial.state == TrialState.COMPLETE:
+        estimate = min(trial.intermediate_values.values())
+    name = plan.trial_folder(trial.number).name
+    return {"trial": name, "estimate": estimate, "point": trial.params, "baseline": False}
 
 
-def judge(stage: Plan, device: torch.device) -> None:
+def score_on_test(stage: Plan) -> None:
     """Scores the best generator of each finished trial on the test split, into its `test.json`."""
-    for trial in open_study(stage.folder).get_trials(states=[TrialState.COMPLETE]):
+    device = default_device()
+    for trial in open_ledger(stage.folder).get_trials(states=[TrialState.COMPLETE]):
         folder = stage.trial_folder(trial.number)
         if (folder / TEST_FILE).exists():
             continue
-        stage.store.get(f"confirm/{folder.name}/{checkpoint.NAME}")
+        stage.store.get(f"{folder.name}/{CHECKPOINT_FILE}")
         generator, config, epoch = checkpoint.load_generator(folder)
-        reference = load_reference(source(config, stage.data_dir, device), "test")
+        reference = load_reference(config.source(stage.data_dir, device), "test")
         scores = {"epoch": epoch, **evaluate(generator.to(device), config, reference)}
-        checkpoint.replace(folder / TEST_FILE, (json.dumps(scores) + "\n").encode())
+        replace(folder / TEST_FILE, (json.dumps(scores) + "\n").encode())
+        stage.store.put(folder / TEST_FILE)

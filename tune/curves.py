@@ -1,4 +1,5 @@
-"""Recorded learning curves: one compact table of what each setting scored, epoch by epoch, and how long it took."""
+"""Recorded learning curves: one compact table of what each setting scored, epoch by epoch, and how
+long it took."""
 
 import csv
 import dataclasses
@@ -11,16 +12,18 @@ from typing import Any
 
 from optuna.distributions import CategoricalDistribution
 
-from dcgan.loop import RATES
-from dcgan.schema import METRIC, Row
-from tune.plan import SEARCH_FILE
-from tune.searches import DEMO, Point, Search, make_search
-from tune.trainable import ERROR
+from dcgan.config import RATES, read_lanes
+from dcgan.files import read_rows
+from dcgan.schema import ERROR_FILE, METRIC, ROWS_FILE, SEARCH_FILE, TRIALS_PATTERN, Row
+from tune.schedulers import SCHEDULERS
+from tune.searches import DEMO, Point, Search, choices_of, make_search
 
 CURVES = Path(__file__).with_name("curves.csv.xz")
 KEYS = ("search", "config", "seed")
 RESULTS = ("epoch", METRIC, "collapsed", "seconds_train", "seconds_eval", "error")
-MISMATCH = 100.0  # distance of settings that differ in a category; learning rates are never that far apart
+MISMATCH = (
+    100.0  # distance of settings that differ in a category; learning rates are never that far apart
+)
 
 
 class Curves:
@@ -50,23 +53,25 @@ class Curves:
         self.epochs = max(len(rows) for rows in self.rows.values())
 
     def nearest(self, config: Point, seed: int) -> list[Row]:
-        """The epochs of the recorded setting of a seed that is nearest: of the same categories where there is one, and of
-        these the nearest in the logarithm of the learning rate."""
-        recorded = (number for number, of in self.rows if of == seed)
-        return self.rows[min(recorded, key=lambda number: _distance(self.settings[number], config)), seed]
+        """The epochs of the recorded setting of a seed that is nearest: of the same categories
+        where there is one, and of these the nearest in the logarithm of the learning rate."""
+        recorded = (number for number, own in self.rows if own == seed)
+        nearest = min(recorded, key=lambda number: _distance(self.settings[number], config))
+        return self.rows[nearest, seed]
 
     def best(self, seed: int) -> float:
         """The best metric that any setting reached with a seed."""
-        return min(float(row[METRIC]) for (_, of), rows in self.rows.items() if of == seed for row in rows)
+        curves = [rows for (_, own), rows in self.rows.items() if own == seed]
+        return min(float(row[METRIC]) for rows in curves for row in rows)
 
     def search(self, name: str) -> Search:
         """The named search over the categories that were recorded."""
         search = make_search(name, DEMO, ("float32",), {"epochs": self.epochs})
-        recorded = {axis: sorted({setting[axis] for setting in self.settings.values()}) for axis in search.axes}
-        axes = {
-            axis: CategoricalDistribution(recorded[axis]) if isinstance(values, CategoricalDistribution) else values
-            for axis, values in search.axes.items()
-        }
+        axes = dict(search.axes)
+        for axis, values in search.axes.items():
+            if choices_of(values) is not None:
+                recorded = {setting[axis] for setting in self.settings.values()}
+                axes[axis] = CategoricalDistribution(sorted(recorded))
         return dataclasses.replace(search, axes=axes)
 
 
@@ -78,39 +83,53 @@ def _parse(text: str) -> Any:
 
 
 def _distance(recorded: Point, config: Point) -> float:
-    return sum(
-        abs(math.log(value / config[name])) if name in RATES else MISMATCH * (value != config[name])
-        for name, value in recorded.items()
-    )
+    distance = 0.0
+    for name, value in recorded.items():
+        if name in RATES:
+            distance += abs(math.log(value / config[name]))
+        else:
+            distance += MISMATCH * (value != config[name])
+    return distance
 
 
 def recorded_rows(run: Path) -> Iterator[Row]:
-    """The epochs of each trial and seed of a search's folder, with `search`, `settings` (what varied) and `seed`.
+    """The epochs of each trial and lane of a search's folder, with `search`, `settings` (what
+    varied) and `seed`.
 
     Where a trial failed, the epoch that it did not finish has an `error` and no results.
 
     Raises:
-        ValueError: a scheduler ended or changed trials, or one is unfinished.
+        ValueError: a scheduler ended trials, or one is unfinished.
     """
-    search = json.loads((run / SEARCH_FILE).read_text())
-    if search["scheduler"] != "fifo":
-        raise ValueError(f"{run} was searched with --scheduler {search['scheduler']}; whole curves need fifo")
-    for folder in sorted(run.glob("trial_*/")):
-        params = json.loads((folder / "params.json").read_text())
-        rows = [json.loads(line) for line in (folder / "result.json").read_text().splitlines()]
-        if len(rows) < params["epochs"]:
-            if not (folder / ERROR).exists():
-                raise ValueError(f"{folder} has {len(rows)} of {params['epochs']} epochs; finish it by --resume {run.name}")
-            rows.append({"epoch": len(rows) + 1, "error": (folder / ERROR).read_text().strip()})
-        settings = {name: params[name] for name in search["axes"]}
-        for replica in range(params["replicas"]):
-            head = {"search": search["search"], "settings": settings, "seed": params["seed"] + replica}
-            yield from (head | _of_replica(row, replica, params["replicas"]) for row in rows)
+    search = json.loads((run / SEARCH_FILE).read_text(encoding="utf-8"))
+    if search["scheduler"] != SCHEDULERS["fifo"].name:
+        raise ValueError(
+            f"{run} was searched with --scheduler {search['scheduler']}; whole curves need fifo"
+        )
+    for folder in sorted(run.glob(f"{TRIALS_PATTERN}/")):
+        rows = read_rows(folder / ROWS_FILE)
+        for number, config in enumerate(read_lanes(folder)):
+            own = [row for row in rows if row["lane"] == number]
+            if len(own) < config.epochs:
+                own.append(unfinished_row(folder, len(own), config.epochs))
+            settings = {name: getattr(config, name) for name in search["axes"]}
+            head = {"search": search["search"], "settings": settings, "seed": config.seed}
+            for row in own:
+                yield head | row
 
 
-def _of_replica(row: Row, replica: int, replicas: int) -> Row:
-    own = {name: values[replica] for name, values in row.get("by_replica", {}).items()}
-    return row | own | {name: row[name] / replicas for name in ("seconds_train", "seconds_eval") if name in row}
+def unfinished_row(folder: Path, done: int, epochs: int) -> Row:
+    """The row of the epoch in which a trial failed.
+
+    Raises:
+        ValueError: it did not fail.
+    """
+    error = folder / ERROR_FILE
+    if not error.exists():
+        raise ValueError(
+            f"{folder} has {done} of {epochs} epochs; finish it by --resume {folder.parent.name}"
+        )
+    return {"epoch": done + 1, "error": error.read_text(encoding="utf-8").strip()}
 
 
 def write_curves(rows: Iterable[Row], out: Path) -> None:
@@ -119,13 +138,18 @@ def write_curves(rows: Iterable[Row], out: Path) -> None:
     axes = dict.fromkeys(name for row in rows for name in row["settings"])
     numbers: dict[str, dict[str, int]] = {row["search"]: {} for row in rows}
     with lzma.open(out, "wt", newline="") as file:
-        writer = csv.DictWriter(file, [*KEYS, *axes, *RESULTS], extrasaction="ignore", lineterminator="\n")
+        writer = csv.DictWriter(
+            file, [*KEYS, *axes, *RESULTS], extrasaction="ignore", lineterminator="\n"
+        )
         writer.writeheader()
         for row in rows:
             known = numbers[row["search"]]
             number = known.setdefault(json.dumps(row["settings"], sort_keys=True), len(known))
-            writer.writerow({name: _short(value) for name, value in row.items()} | row["settings"] | {"config": number})
+            results = {name: _short(value) for name, value in row.items()}
+            writer.writerow(results | row["settings"] | {"config": number})
 
 
 def _short(value: Any) -> Any:
-    return f"{value:.6g}" if isinstance(value, float) else int(value) if isinstance(value, bool) else value
+    if isinstance(value, bool):
+        return int(value)
+    return f"{value:.6g}" if isinstance(value, float) else value

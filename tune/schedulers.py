@@ -1,130 +1,88 @@
-"""What decides which trials go on: ASHA, nothing (FIFO), or population based training (PBT)."""
+"""What may end a trial early: one entry of `SCHEDULERS` each.
 
-import math
-import random
-from collections.abc import Callable
-from typing import Any
+An entry says everything that others have to know of a scheduler: when it decides, how much it
+leaves to train, how it is described. Ray is imported only where its scheduler is made, so that
+`--help` need not wait for it.
+"""
 
-from ray.tune.experiment import Trial
-from ray.tune.schedulers import ASHAScheduler, FIFOScheduler, PopulationBasedTraining, TrialScheduler
-from ray.tune.schedulers.pbt import _PBTTrialState
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
 
-from tune.plan import REDUCTION_FACTOR, Plan
-from tune.study import RETRY_OF, StudySearch
+if TYPE_CHECKING:
+    from ray.tune.schedulers import TrialScheduler
 
-PERTURBATIONS = (1.25, 0.8)  # one step up or down on the log scale
-RESAMPLE = 0.25  # probability of drawing a rate anew
+    from tune.plan import Plan
+    from tune.study import StudySearch
 
-
-def make_scheduler(plan: Plan, searcher: StudySearch, transfer: Callable[[int, int], None]) -> TrialScheduler:
-    """The plan's scheduler, brought to where the study stands. `transfer` hands state from one trial to another (PBT)."""
-    if plan.scheduler == "pbt":
-        return Population(plan, searcher, transfer)
-    return Halving(plan, searcher) if plan.rungs else FIFOScheduler()
+REDUCTION_FACTOR = 3  # ASHA keeps the best third at each rung (Li et al. 2020, arXiv 1810.05934)
 
 
-class Halving(ASHAScheduler):
-    """ASHA (Li et al. 2020, arXiv 1810.05934) whose rungs are those of the study, and which stops what is not finite."""
+class Scheduler:
+    """A scheduler that ends nothing; others override what differs."""
 
-    def __init__(self, plan: Plan, searcher: StudySearch) -> None:
-        super().__init__(
-            time_attr="epoch",
-            metric=plan.search.metric,
-            mode=plan.search.mode,
-            max_t=plan.epochs,
-            grace_period=plan.grace_period,
-            reduction_factor=REDUCTION_FACTOR,
-        )
-        self.objective = plan.search.metric
-        self.searcher = searcher
-        retried = {trial.user_attrs.get(RETRY_OF) for trial in searcher.past.values()}
-        for number, trial in searcher.past.items():
-            if trial.state.is_finished() and number not in retried:
-                self._record(f"ended {number}", trial.intermediate_values)
+    name = "fifo"
+    several_objectives = True
+    """Whether it goes with a Pareto search."""
 
-    def on_trial_add(self, tune_controller: Any, trial: Trial) -> None:
-        super().on_trial_add(tune_controller, trial)
-        if begun := self.searcher.past.get(self.searcher.numbers[trial.trial_id]):
-            values = begun.intermediate_values
-            # that it trained on shows what was decided at all epochs but the last
-            self._record(trial.trial_id, {epoch: values[epoch] for epoch in values if epoch < max(values)})
+    def rungs(self, epochs: int, grace_period: int) -> list[int]:
+        """Epochs at which it may end a trial, before the last of all."""
+        return []
 
-    def on_trial_result(self, tune_controller: Any, trial: Trial, result: dict[str, Any]) -> str:
-        if not math.isfinite(result[self.objective]):
-            return str(TrialScheduler.STOP)
-        return str(super().on_trial_result(tune_controller, trial, result))
+    def expected_epochs(self, num_trials: int, rungs: Sequence[int], epochs: int) -> float:
+        """Epochs of a trial on average."""
+        return float(epochs)
 
-    def _record(self, key: str, values: dict[int, float]) -> None:
-        for rung, recorded in self._brackets[0]._rungs:
-            if int(rung) in values:
-                recorded.setdefault(key, -values[int(rung)])  # Ray maximises
+    def text(self, plan: "Plan") -> str:
+        """What it does, as a person reads it."""
+        return "none: every trial trains all epochs"
+
+    def make(self, plan: "Plan", searcher: "StudySearch") -> "TrialScheduler":
+        """Ray's scheduler, brought to where the study stands."""
+        from ray.tune.schedulers import FIFOScheduler
+
+        return FIFOScheduler()
 
 
-class Population(PopulationBasedTraining):
-    """PBT (Jaderberg et al. 2017, arXiv 1711.09846) of the learning rates, with all members in step.
+class Asha(Scheduler):
+    """ASHA (Li et al. 2020, arXiv 1810.05934): at each rung the best third of the trials so far
+    goes on."""
 
-    Every `grace_period` epochs the worst quarter of the population takes over the state of members of the best quarter,
-    at their rates times 1.25 or 0.8, or, with probability 1/4, at rates drawn anew.
+    name = "asha"
+    several_objectives = False
 
-    Args:
-        transfer: called with the numbers of donor and receiver while both stand still.
-    """
+    def rungs(self, epochs: int, grace_period: int) -> list[int]:
+        rungs = []
+        rung = grace_period
+        while rung < epochs:
+            rungs.append(rung)
+            rung *= REDUCTION_FACTOR
+        return rungs
 
-    def __init__(self, plan: Plan, searcher: StudySearch, transfer: Callable[[int, int], None]) -> None:
-        self.plan, self.searcher, self.transfer = plan, searcher, transfer
-        self.rng = random.Random(plan.seed)
-        super().__init__(
-            time_attr="epoch",
-            metric=plan.search.metric,
-            mode=plan.search.mode,
-            perturbation_interval=plan.grace_period,
-            custom_explore_fn=self.explore,
-            log_config=False,
-            synch=True,
-        )
-        reached = max((trial.last_step or 0 for trial in searcher.past.values()), default=0)
-        periods = max(1, math.ceil(reached / plan.grace_period))
-        self._next_perturbation_sync: float = periods * plan.grace_period
+    def expected_epochs(self, num_trials: int, rungs: Sequence[int], epochs: int) -> float:
+        """Epochs of a trial on average, if trials came in no order.
 
-    def explore(self, config: dict[str, Any]) -> dict[str, Any]:
-        """A donor's config at other rates, a step away on the log scale and within the search's range."""
-        rates = {}
-        for name, axis in self.plan.search.rates.items():
-            low, high = axis.low, axis.high
-            drawn = math.exp(self.rng.uniform(math.log(low), math.log(high)))
-            stepped = config[name] * self.rng.choice(PERTURBATIONS)
-            rates[name] = drawn if self.rng.random() < RESAMPLE else min(max(stepped, low), high)
-        return config | rates | self.plan.search.tied(config | rates)
+        The i-th trial at a rung is among the best third of those before it with probability 1/i for
+        the first few, and 1/3 after.
+        """
+        arrivals, trained, before = float(num_trials), 0.0, 0
+        for rung in [*rungs, epochs]:
+            trained += arrivals * (rung - before)
+            before = rung
+            arrivals = sum(1 / min(i, REDUCTION_FACTOR) for i in range(1, round(arrivals) + 1))
+        return trained / num_trials
 
-    def on_trial_add(self, tune_controller: Any, trial: Trial) -> None:
-        """Takes a member in. (Ray's own refuses any searcher; ours only gives the first config.)"""
-        if trial not in self._trial_state:
-            state = self._trial_state[trial] = _PBTTrialState(trial)
-            state.last_perturbation_time = int(self._next_perturbation_sync) - self.plan.grace_period
+    def text(self, plan: "Plan") -> str:
+        if not plan.rungs:
+            return super().text(plan)
+        rungs = ", ".join(map(str, plan.rungs))
+        return f"the best third goes on after epoch {rungs} (ASHA)"
 
-    def on_trial_result(self, tune_controller: Any, trial: Trial, result: dict[str, Any]) -> str:
-        if result["epoch"] >= self.plan.epochs or not math.isfinite(result[self.plan.search.metric]):
-            return str(TrialScheduler.STOP)
-        return str(super().on_trial_result(tune_controller, trial, result))
+    def make(self, plan: "Plan", searcher: "StudySearch") -> "TrialScheduler":
+        if not plan.rungs:
+            return super().make(plan, searcher)
+        from tune.asha import Halving
 
-    def on_trial_error(self, tune_controller: Any, trial: Trial) -> None:
-        """Goes on without a member that is given up: the others may be waiting for it alone, and Ray would wait for ever."""
-        if trial.should_recover():
-            return
-        lost = self._trial_state[trial]
-        lost.last_score, lost.last_train_time = None, int(self._next_perturbation_sync)
-        for other in tune_controller.get_live_trials():
-            state = self._trial_state[other]
-            if other is not trial and state.last_result and state.last_train_time >= self._next_perturbation_sync:
-                self.on_trial_result(tune_controller, other, state.last_result)
-                return
+        return Halving(plan, searcher)
 
-    def _checkpoint_or_exploit(self, trial: Trial, tune_controller: Any, upper: list[Trial], lower: list[Trial]) -> None:
-        if trial not in lower:
-            return
-        donor = self.rng.choice(upper)
-        if trial.status != Trial.PAUSED:
-            tune_controller.pause_trial(trial, should_checkpoint=False)
-        self.transfer(self.searcher.numbers[donor.trial_id], self.searcher.numbers[trial.trial_id])
-        trial.set_config(self.explore(donor.config))
-        self._num_perturbations += 1
+
+SCHEDULERS: dict[str, Scheduler] = {one.name: one for one in (Asha(), Scheduler())}

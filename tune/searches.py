@@ -1,30 +1,32 @@
 """The named searches. Each is a function that returns a complete specification.
 
-A search varies some settings of `TrainConfig` (its axes) around a base config. Settings that the report varied together,
-such as both learning rates, are tied: one is sampled and the other follows.
+A search varies some settings of `TrainConfig` (its axes) around a base config. Settings that the
+original study varied together, such as both learning rates, are tied: one is sampled and the other
+follows. An axis is one of Optuna's distributions, of whatever kind.
 """
 
+import dataclasses
 import itertools
+import json
 import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
 import optuna
-from optuna.distributions import BaseDistribution, CategoricalDistribution, FloatDistribution
+from optuna.distributions import (
+    BaseDistribution,
+    CategoricalDistribution,
+    FloatDistribution,
+    IntDistribution,
+    distribution_to_json,
+)
+from optuna.trial import TrialState, create_trial
 
 from dcgan.config import TrainConfig
-from dcgan.loop import RATES
 from dcgan.schema import METRIC
 
 Point = dict[str, Any]
-
-OBJECTIVES = {
-    **dict.fromkeys((METRIC, "kid", "digit_kl", "seconds_train", "seconds_eval", "peak_memory_bytes"), "min"),
-    **dict.fromkeys(("sample_precision", "sample_recall", "sample_density", "sample_coverage"), "max"),
-    **dict.fromkeys(("classifier_score", "digits_covered", "images_per_second"), "max"),
-}
-"""Columns that a search can optimise, and which way."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -42,16 +44,22 @@ class Preset:
     confirm_seeds: int
 
 
-DEMO = Preset(name="demo", dataset="mnist-mini", width=16, epochs=9, num_trials=18, confirm=1, confirm_seeds=2)
-REPORT = Preset(name="report", dataset="mnist", width=64, epochs=25, num_trials=32, confirm=3, confirm_seeds=5)
+DEMO = Preset(
+    name="demo", dataset="mnist-mini", width=16, epochs=9, num_trials=18, confirm=1, confirm_seeds=2
+)
+REPORT = Preset(
+    name="report", dataset="mnist", width=64, epochs=25, num_trials=32, confirm=3, confirm_seeds=5
+)
 PRESETS = {preset.name: preset for preset in (DEMO, REPORT)}
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Search:
-    """What to vary, over which values, and what to call best. Called with an Optuna trial, it gives a complete config.
+    """What to vary, over which values, and what to call best. Called with an Optuna trial, it gives
+    a complete config.
 
-    Ray's `OptunaSearch` takes it as a define-by-run space: what is suggested and what is returned make up the config.
+    Ray's `OptunaSearch` takes it as a define-by-run space: what is suggested and what is returned
+    make up the config.
     """
 
     name: str
@@ -62,7 +70,7 @@ class Search:
     ties: Mapping[str, str] = field(default_factory=dict)
     """Settings that follow a varied one: name to the name followed."""
     grid: Mapping[str, Sequence[Any]]
-    """The report's own values of each axis, for `--sampler grid`."""
+    """The original study's own values of each axis, for `--sampler grid`."""
     num_trials: int
     """Configs to try, unless the user or the grid says otherwise."""
     sampler: str = "tpe"
@@ -71,18 +79,13 @@ class Search:
     mode: str = "min"
 
     @property
-    def rates(self) -> dict[str, FloatDistribution]:
-        """The learning rates among the axes."""
-        return {name: axis for name, axis in self.axes.items() if name in RATES and isinstance(axis, FloatDistribution)}
-
-    @property
     def settings(self) -> float:
         """How many different settings there are; infinite where one is continuous."""
-        sizes = [len(a.choices) if isinstance(a, CategoricalDistribution) else math.inf for a in self.axes.values()]
-        return math.prod(sizes)
+        choices = [choices_of(axis) for axis in self.axes.values()]
+        return math.prod(math.inf if values is None else len(values) for values in choices)
 
     def __call__(self, trial: optuna.Trial) -> Point:
-        varied = {name: _suggest(trial, name, distribution) for name, distribution in self.axes.items()}
+        varied = {name: suggest(trial, name, axis) for name, axis in self.axes.items()}
         return self.complete(varied)
 
     def complete(self, varied: Point) -> Point:
@@ -94,8 +97,13 @@ class Search:
         return {name: varied[followed] for name, followed in self.ties.items()}
 
     def holds(self, point: Point) -> bool:
-        """Whether a point lies within the ranges of the axes."""
-        return all(_holds(axis, point[name]) for name, axis in self.axes.items())
+        """Whether a point lies within the axes."""
+        try:
+            params = {name: point[name] for name in self.axes}
+            create_trial(state=TrialState.RUNNING, params=params, distributions=dict(self.axes))
+        except (ValueError, TypeError, KeyError):  # Optuna's of a value that is not contained
+            return False
+        return True
 
     def baseline(self) -> Point:
         """The point of the space where the base config lies."""
@@ -103,21 +111,39 @@ class Search:
 
     def grid_points(self) -> list[Point]:
         """Every combination of the grid's values, in a fixed order."""
-        return [dict(zip(self.grid, values, strict=True)) for values in itertools.product(*self.grid.values())]
+        return [
+            dict(zip(self.grid, values, strict=True))
+            for values in itertools.product(*self.grid.values())
+        ]
+
+    def as_grid(self) -> "Search":
+        """The same search over the original study's own values alone."""
+        axes = {name: CategoricalDistribution(values) for name, values in self.grid.items()}
+        return dataclasses.replace(self, axes=axes)
+
+    def axes_as_json(self) -> dict[str, Any]:
+        """Each axis as Optuna writes it: the name of its kind, and its attributes."""
+        return {name: json.loads(distribution_to_json(axis)) for name, axis in self.axes.items()}
 
 
-def _suggest(trial: optuna.Trial, name: str, distribution: BaseDistribution) -> Any:
-    if isinstance(distribution, FloatDistribution):
-        return trial.suggest_float(name, distribution.low, distribution.high, log=distribution.log)
-    assert isinstance(distribution, CategoricalDistribution)
-    return trial.suggest_categorical(name, distribution.choices)
-
-
-def _holds(axis: BaseDistribution, value: Any) -> bool:
+def suggest(trial: optuna.Trial, name: str, axis: BaseDistribution) -> Any:
+    """A value of an axis, as the trial's sampler proposes it."""
     if isinstance(axis, FloatDistribution):
-        return bool(axis.low <= value <= axis.high)
+        return trial.suggest_float(name, axis.low, axis.high, step=axis.step, log=axis.log)
+    if isinstance(axis, IntDistribution):
+        return trial.suggest_int(name, axis.low, axis.high, step=axis.step, log=axis.log)
     assert isinstance(axis, CategoricalDistribution)
-    return value in axis.choices
+    return trial.suggest_categorical(name, axis.choices)
+
+
+def choices_of(axis: BaseDistribution) -> Sequence[Any] | None:
+    """All values of an axis; None if it is continuous."""
+    if isinstance(axis, CategoricalDistribution):
+        return axis.choices
+    if isinstance(axis, IntDistribution):
+        return range(axis.low, axis.high + 1, axis.step)
+    assert isinstance(axis, FloatDistribution)
+    return [axis.low] if axis.single() else None
 
 
 LEARNING_RATE = {"generator_lr": FloatDistribution(5e-5, 5e-3, log=True)}
@@ -127,7 +153,8 @@ TIED_SIZES = {"discriminator_depth": "generator_depth", "discriminator_width": "
 
 
 def baseline(base: TrainConfig, preset: Preset, precisions: Sequence[str]) -> Search:
-    """The report's single setting: two stages in each net, Adam at 2e-4, batch 64, float32."""
+    """The original study's single setting: two stages in each net, Adam at 2e-4, batch 64,
+    float32."""
     return Search(name="baseline", base=base, axes={}, grid={}, num_trials=1, sampler="grid")
 
 
@@ -138,7 +165,11 @@ def hparams(base: TrainConfig, preset: Preset, precisions: Sequence[str]) -> Sea
         base=base,
         axes={**LEARNING_RATE, "batch_size": CategoricalDistribution([64, 128, 256]), **OPTIMIZER},
         ties=TIED_RATES,
-        grid={"generator_lr": (1e-4, 3e-4, 5e-4), "batch_size": (64, 128), "optimizer": ("adam", "rmsprop")},
+        grid={
+            "generator_lr": (1e-4, 3e-4, 5e-4),
+            "batch_size": (64, 128),
+            "optimizer": ("adam", "rmsprop"),
+        },
         num_trials=preset.num_trials,
     )
 
@@ -151,11 +182,17 @@ def architecture(base: TrainConfig, preset: Preset, precisions: Sequence[str]) -
         base=base,
         axes={
             "generator_depth": CategoricalDistribution([1, 2, 3]),
-            "generator_width": CategoricalDistribution(sorted({max(1, width // 2), width, 2 * width})),
+            "generator_width": CategoricalDistribution(
+                sorted({max(1, width // 2), width, 2 * width})
+            ),
             "extra_convs": CategoricalDistribution([0, 1, 2]),
         },
         ties=TIED_SIZES,
-        grid={"generator_depth": (2, 3), "generator_width": (width, 2 * width), "extra_convs": (0, 1)},
+        grid={
+            "generator_depth": (2, 3),
+            "generator_width": (width, 2 * width),
+            "extra_convs": (0, 1),
+        },
         num_trials=preset.num_trials,
     )
 
@@ -190,11 +227,14 @@ SEARCHES: dict[str, Callable[[TrainConfig, Preset, Sequence[str]], Search]] = {
 }
 
 
-def make_search(name: str, preset: Preset, precisions: Sequence[str], settings: Mapping[str, Any]) -> Search:
+def make_search(
+    name: str, preset: Preset, precisions: Sequence[str], settings: Mapping[str, Any]
+) -> Search:
     """The named search under a preset, with `settings` of `TrainConfig` fixed by the user.
 
     Raises:
-        ValueError: unknown search or setting, a value that is not allowed, or a fixed setting that the search varies.
+        ValueError: unknown search or setting, a value that is not allowed, or a fixed setting that
+            the search varies.
     """
     if name not in SEARCHES:
         raise ValueError(f"search is {name!r}; allowed: {', '.join(SEARCHES)}")
@@ -202,8 +242,10 @@ def make_search(name: str, preset: Preset, precisions: Sequence[str], settings: 
     chosen = {"dataset": preset.dataset, "epochs": preset.epochs, **sizes, **settings}
     search = SEARCHES[name](TrainConfig.from_dict(chosen), preset, precisions)
     if varied := [key for key in settings if key in search.axes or key in search.ties]:
-        raise ValueError(f"{', '.join(varied)} cannot be fixed: search {name} varies {', '.join(search.axes)}")
+        raise ValueError(
+            f"{', '.join(varied)} cannot be fixed: search {name} varies {', '.join(search.axes)}"
+        )
     for name, axis in search.axes.items():
-        for choice in getattr(axis, "choices", ()):
-            TrainConfig.from_dict(search.complete(search.baseline() | {name: choice}))  # each is allowed
+        for choice in choices_of(axis) or ():
+            TrainConfig.from_dict(search.complete(search.baseline() | {name: choice}))  # is allowed
     return search

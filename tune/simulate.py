@@ -1,10 +1,10 @@
 """`python -m tune.simulate`: searches over recorded learning curves, in simulated time.
 
-The very searcher and schedulers that run on Ray are driven by a queue of events: each epoch takes the seconds that it took
-when it was recorded. A search of hours takes less than a second, so that ways of searching are compared over many seeds,
-and search code is tested at every step. Nothing trains: a proposed setting gets the curve of the nearest recorded one,
-and a member of a population that takes over another's state goes on at that epoch of its new setting's curve, as if it
-had trained there all along (the usual approximation; cf. Salinas et al. 2022, Syne Tune).
+The very searcher and schedulers that run on Ray are driven by a queue of events: each epoch takes
+the seconds that it took when it was recorded. A search of hours takes less than a second, so that
+ways of searching are compared over many seeds, and search code is tested at every step. Nothing
+trains: a proposed setting gets the curve of the nearest recorded one (cf. Salinas et al. 2022, Syne
+Tune).
 """
 
 import heapq
@@ -19,32 +19,36 @@ import numpy as np
 import optuna
 from ray.tune.experiment import Trial
 from ray.tune.schedulers import TrialScheduler
+from scipy import stats
 from tabulate import tabulate  # type: ignore[import-untyped]
 
 from dcgan import cli
 from dcgan.schema import METRIC, Row
+from dcgan.settings import check_bounds, flag_name
+from dcgan.store import Store
 from tune.curves import CURVES, Curves, recorded_rows, write_curves
-from tune.plan import Plan, default_grace_period
-from tune.schedulers import make_scheduler
+from tune.ledger import quiet_optuna
+from tune.plan import Plan
+from tune.question import default_grace_period
+from tune.schedulers import SCHEDULERS
 from tune.searches import Point, Search
 from tune.study import StudySearch
 from tune.trainable import check_collapse
 
 WITHIN = 1.05  # of the best recorded metric: how near a search must come
-POPULATION = 20  # members that PBT trains
 METHODS = {
     "random": ("random", "fifo"),
     "random+asha": ("random", "asha"),
     "tpe": ("tpe", "fifo"),
     "tpe+asha": ("tpe", "asha"),
-    "pbt": ("random", "pbt"),
 }
 """Sampler and scheduler of each way of searching."""
 
 
 @dataclass(eq=False, kw_only=True, slots=True)
 class SimulatedTrial:
-    """As much of a Ray trial as the schedulers use, and the rows that a real one keeps in its folder."""
+    """As much of a Ray trial as the schedulers use, and the rows that a real one keeps in its
+    folder."""
 
     trial_id: str
     config: Point
@@ -52,12 +56,6 @@ class SimulatedTrial:
     reported: int = 0
     status: str = Trial.PENDING
     experiment_tag: str = ""
-
-    def set_config(self, config: Point) -> None:
-        self.config = config
-
-    def should_recover(self) -> bool:
-        return False  # what fails in the record would only fail again
 
     def is_finished(self) -> bool:
         return self.status in (Trial.TERMINATED, Trial.ERROR)
@@ -68,20 +66,27 @@ class Outcome:
     """How a simulated search went."""
 
     progress: list[tuple[float, int, float]] = field(default_factory=list)
-    """After each epoch: seconds since the start, epochs trained so far, and the best metric among them."""
+    """After each epoch: seconds since the start, epochs trained so far, and the best metric among
+    them."""
     trials: list[SimulatedTrial] = field(default_factory=list)
 
 
 class Simulation:
-    """A search under way. To the schedulers it is Ray's TuneController, whose order of calls it keeps."""
+    """A search under way. To the schedulers it is Ray's TuneController, whose order of calls it
+    keeps."""
 
-    def __init__(self, plan: Plan, curves: Curves, workers: int, curve_seed: int, ledger: optuna.Study | None) -> None:
+    def __init__(
+        self, plan: Plan, curves: Curves, workers: int, curve_seed: int, ledger: optuna.Study | None
+    ) -> None:
         self.plan, self.curves, self.workers, self.curve_seed = plan, curves, workers, curve_seed
         self.searcher = StudySearch(plan, ledger)
-        self.scheduler: Any = make_scheduler(plan, self.searcher, self.transfer)  # its methods want Ray's own types
+        # its methods want Ray's own types
+        self.scheduler: Any = plan.scheduler.make(plan, self.searcher)
         self.outcome = Outcome()
         self.seconds = 0.0
-        self.events: list[tuple[float, int, SimulatedTrial]] = []  # the order of pushing decides between equal times
+        self.events: list[
+            tuple[float, int, SimulatedTrial]
+        ] = []  # the order of pushing decides between equal times
         self.pushed = 0
 
     def get_trials(self) -> list[SimulatedTrial]:
@@ -90,37 +95,37 @@ class Simulation:
     def get_live_trials(self) -> list[SimulatedTrial]:
         return [trial for trial in self.outcome.trials if not trial.is_finished()]
 
-    def pause_trial(self, trial: SimulatedTrial, should_checkpoint: bool = True) -> None:
-        trial.status = Trial.PAUSED
-
-    def transfer(self, donor: int, receiver: int) -> None:
-        """Puts the donor's rows in the place of the receiver's (see `tune.runner.transfer`)."""
-        by_number = {self.searcher.numbers[trial.trial_id]: trial for trial in self.outcome.trials}
-        by_number[receiver].rows = list(by_number[donor].rows)
-
     def start_trials(self) -> None:
         """Adds the trials that may be proposed by now, and gives idle workers something to do."""
-        most = self.searcher.remaining if self.plan.scheduler == "pbt" else self.workers
-        while len(self.outcome.trials) < self.searcher.remaining and len(self.get_live_trials()) < most:
+        remaining = self.searcher.remaining
+        while len(self.outcome.trials) < remaining and len(self.get_live_trials()) < self.workers:
             self.add_trial()
-        while len(self.events) < self.workers and (trial := self.scheduler.choose_trial_to_run(self)):
+        while len(self.events) < self.workers:
+            trial = self.scheduler.choose_trial_to_run(self)
+            if trial is None:
+                break
             trial.status = Trial.RUNNING
-            trial.reported = max(0, len(trial.rows) - 1) if self.plan.scheduler == "pbt" else 0
             self.push(trial)
 
     def add_trial(self) -> None:
-        """Adds a trial: a new one, or one that an earlier session left, with the epochs that this one reported."""
+        """Adds a trial: a new one, or one that an earlier session left, with the epochs that this
+        one reported."""
         trial_id = str(len(self.outcome.trials))
         config = self.searcher.suggest(trial_id)
         begun = self.searcher.past.get(self.searcher.numbers[trial_id])
-        rows = self.curves.nearest(config, self.curve_seed)[: len(begun.intermediate_values) if begun else 0]
-        self.outcome.trials.append(SimulatedTrial(trial_id=trial_id, config=config, rows=list(rows)))
+        known = len(begun.intermediate_values) if begun else 0
+        rows = self.curves.nearest(config, self.curve_seed)[:known]
+        self.outcome.trials.append(
+            SimulatedTrial(trial_id=trial_id, config=config, rows=list(rows))
+        )
         self.scheduler.on_trial_add(self, self.outcome.trials[-1])
 
     def push(self, trial: SimulatedTrial) -> None:
-        """Plans a trial's next report: at once if the epoch is trained already, else when it will be."""
+        """Plans a trial's next report: at once if the epoch is trained already, else when it will
+        be."""
         seconds, curve = 0.0, self.curves.nearest(trial.config, self.curve_seed)
-        if trial.reported == len(trial.rows) and curve:  # an epoch that diverges takes as long as the last one before
+        if trial.reported == len(trial.rows) and curve:
+            # an epoch that diverges takes as long as the last one before
             row = curve[min(len(trial.rows), len(curve) - 1)]
             seconds = row["seconds_train"] + row["seconds_eval"]
         heapq.heappush(self.events, (self.seconds + seconds, self.pushed, trial))
@@ -151,13 +156,11 @@ class Simulation:
             self.complete(trial, row)
             return
         self.searcher.on_trial_result(trial.trial_id, row)
-        if decision == TrialScheduler.PAUSE:
-            self.pause_trial(trial)
-        elif decision == TrialScheduler.CONTINUE:
-            self.go_on(trial, row)
+        self.go_on(trial, row)
 
     def go_on(self, trial: SimulatedTrial, row: Row) -> None:
-        """What `tune.trainable` does after a report: the next epoch, unless there is none or the trial is given up."""
+        """What `tune.trainable` does after a report: the next epoch, unless there is none or the
+        trial is given up."""
         try:
             check_collapse(trial.rows[: trial.reported], self.plan.patience)
         except FloatingPointError:
@@ -188,110 +191,180 @@ def simulate(
     max_events: int | None = None,
     target: float = -math.inf,
 ) -> Outcome:
-    """Runs a plan, or what the ledger leaves of it (not of PBT, whose ledger does not tell who took over from whom).
+    """Runs a plan, or what the ledger leaves of it.
 
     Args:
         workers: trials that train at the same time.
         curve_seed: the seed whose curves count.
+        ledger: the study to record in and to go on from; None keeps everything in memory.
         max_events: epochs reported after which all is dropped, as if the machine had died.
         target: ends once the best metric is no more than this.
     """
     simulation = Simulation(plan, curves, workers, curve_seed, ledger)
     outcome = simulation.outcome
+    steps = 0
+
+    def done() -> bool:
+        reached = bool(outcome.progress) and outcome.progress[-1][2] <= target
+        return reached or steps == max_events
+
     simulation.start_trials()
-    for _ in range(max_events) if max_events is not None else iter(int, 1):
-        if not simulation.events or (outcome.progress and outcome.progress[-1][2] <= target):
-            break
+    while simulation.events and not done():
         simulation.step()
         simulation.start_trials()
-    assert simulation.events or not simulation.get_live_trials(), "trials wait for one another for ever"
+        steps += 1
+    waiting = simulation.get_live_trials() and not simulation.events
+    assert not waiting, "trials wait for one another for ever"
     return outcome
 
 
-def make_plan(search: Search, method: str, seed: int, num_trials: int, grace_period: int, workers: int) -> Plan:
-    """A plan for simulation. No point is given beforehand, so that the samplers show what they can do from nothing."""
+def make_plan(
+    search: Search, method: str, seed: int, num_trials: int, grace_period: int, workers: int
+) -> Plan:
+    """A plan for simulation. No point is given beforehand, so that the samplers show what they can
+    do from nothing."""
     sampler, scheduler = METHODS[method]
     return Plan(
         search=search,
         sampler=sampler,
-        scheduler=scheduler,
+        scheduler=SCHEDULERS[scheduler],
         points=[],
-        num_trials=POPULATION if scheduler == "pbt" else num_trials,
+        num_trials=num_trials,
         grace_period=grace_period,
         seed=seed,
-        data_dir=None,
-        folder=Path(),
+        store=Store(Path()),
         slots=workers,
-        cpus=1,
-        gpus=0.0,
-        confirm=0,
-        confirm_seeds=1,
     )
 
 
 def needed(plan: Plan, curves: Curves, workers: int, budget: int) -> tuple[float, float, bool]:
-    """Epochs and seconds until a search comes near the best; all of the budget, at the search's pace, if it never does."""
+    """Epochs and seconds until a search comes near the best; all of the budget, at the search's
+    pace, if it never does."""
     curve_seed = curves.seeds[plan.seed % len(curves.seeds)]
     target = WITHIN * curves.best(curve_seed)
     seconds, epochs, best = simulate(plan, curves, workers, curve_seed, target=target).progress[-1]
     return (epochs, seconds, True) if best <= target else (budget, seconds / epochs * budget, False)
 
 
-def compare(name: str, curves: Curves, seeds: int, workers: int, num_trials: int, grace_period: int) -> str:
+def compare_methods(
+    name: str, curves: Curves, seeds: int, workers: int, num_trials: int, grace_period: int
+) -> str:
     """A table of what each method needs."""
     search = curves.search(name)
-    num_trials, budget = int(min(num_trials, search.settings)), int(min(num_trials, search.settings)) * curves.epochs
+    num_trials = int(min(num_trials, search.settings))
+    budget = num_trials * curves.epochs
     lines: list[list[str]] = []
-    baseline = math.nan
+    medians: dict[str, float] = {}
     for method in METHODS:
-        if method == "pbt" and not search.rates:
-            continue
-        plans = [make_plan(search, method, seed, num_trials, grace_period, workers) for seed in range(seeds)]
-        epochs, seconds, reached = zip(*(needed(plan, curves, workers, budget) for plan in plans), strict=True)
-        median = statistics.median(epochs)
-        baseline = median if method == "random" else baseline
+        plans = [
+            make_plan(search, method, seed, num_trials, grace_period, workers)
+            for seed in range(seeds)
+        ]
+        results = [needed(plan, curves, workers, budget) for plan in plans]
+        epochs, seconds, reached = zip(*results, strict=True)
+        medians[method] = statistics.median(epochs)
         minutes = [value / 60 for value in seconds]
-        effort = [f"{median:.0f}", mean_interval(epochs), f"{statistics.median(minutes):.1f}", mean_interval(minutes, 1)]
-        lines.append([method, *effort, f"{sum(reached)}/{seeds}", f"{median / baseline:.2f}"])
-    headers = ["method", "epochs", "mean [95 %]", "minutes", "mean [95 %]", "got there", "of random's"]
+        lines.append(
+            [
+                method,
+                f"{medians[method]:.0f}",
+                bootstrap_mean(epochs),
+                f"{statistics.median(minutes):.1f}",
+                bootstrap_mean(minutes, 1),
+                f"{sum(reached)}/{seeds}",
+                f"{medians[method] / medians['random']:.2f}",
+            ]
+        )
+    headers = [
+        "method",
+        "epochs",
+        "mean [95 %]",
+        "minutes",
+        "mean [95 %]",
+        "reached",
+        "of random's",
+    ]
+    table = tabulate(lines, headers, tablefmt="simple", disable_numparse=True)
     return (
-        f"{name}: epochs and simulated minutes until the best {METRIC} seen is within {WITHIN - 1:.0%} of the best recorded\n"
-        f"Medians, and means with bootstrap intervals, over {seeds} sampler seeds on {len(curves.seeds)} recorded seeds of "
-        f"{len(curves.settings)} settings;\n{workers} workers, first decision at epoch {grace_period} of {curves.epochs}; "
-        f"budget {num_trials} trials ({POPULATION} for PBT); who never gets there counts as {budget} epochs.\n\n"
-        f"{tabulate(lines, headers, tablefmt='simple', disable_numparse=True)}"
+        f"{name}: epochs and simulated minutes until the best {METRIC} seen is within "
+        f"{WITHIN - 1:.0%} of the best recorded\n"
+        f"Medians, and means with bootstrap intervals, over {seeds} sampler seeds on "
+        f"{len(curves.seeds)} recorded seeds of {len(curves.settings)} settings;\n"
+        f"{workers} workers, first decision at epoch {grace_period} of {curves.epochs}; "
+        f"budget {num_trials} trials; a search that never gets there counts as {budget} epochs.\n\n"
+        f"{table}"
     )
 
 
-def mean_interval(values: Sequence[float], digits: int = 0) -> str:
+def bootstrap_mean(values: Sequence[float], digits: int = 0) -> str:
     """The mean of some values with its 95 % bootstrap interval."""
-    resampled = np.random.default_rng(0).choice(values, (10_000, len(values))).mean(axis=1)
-    low, high = np.quantile(resampled, [0.025, 0.975])
-    return f"{statistics.fmean(values):.{digits}f} [{low:.{digits}f}, {high:.{digits}f}]"
+    mean = statistics.fmean(values)
+    if len(set(values)) == 1:
+        return f"{mean:.{digits}f}"
+    found = stats.bootstrap(
+        (values,), np.mean, n_resamples=10_000, method="percentile", rng=np.random.default_rng(0)
+    )
+    low, high = found.confidence_interval
+    return f"{mean:.{digits}f} [{low:.{digits}f}, {high:.{digits}f}]"
 
 
 def main() -> None:
-    parser = cli.Parser(prog="python -m tune.simulate", description="Compare ways of searching over recorded learning curves.")
+    parser = cli.Parser(
+        prog="python -m tune.simulate",
+        description="Compare ways of searching over recorded learning curves.",
+    )
     add = parser.add_argument
-    add("--search", choices=("hparams", "architecture"), default="hparams", help="what to vary (default: hparams)")
+    add(
+        "--search",
+        choices=("hparams", "architecture"),
+        default="hparams",
+        help="what to vary (default: hparams)",
+    )
     add("--seeds", type=int, default=30, metavar="N", help="searches by each method (default: 30)")
     add("--workers", type=int, default=2, metavar="W", help="trials at a time (default: 2)")
-    add("--num-trials", type=int, default=150, metavar="N", help="settings that a search may try (default: 150)")
-    add("--grace-period", type=int, metavar="N", help="epochs before the first decision (default: a sixth of them)")
-    add("--curves", type=Path, default=CURVES, metavar="FILE", help="table of recorded curves (default: the one in tune/)")
-    add("--record", type=Path, nargs="+", metavar="RUN", help="write that table from searches made with --scheduler fifo")
+    add(
+        "--num-trials",
+        type=int,
+        default=150,
+        metavar="N",
+        help="settings that a search may try (default: 150)",
+    )
+    add(
+        "--grace-period",
+        type=int,
+        metavar="N",
+        help="epochs before the first decision (default: a sixth of them)",
+    )
+    add(
+        "--curves",
+        type=Path,
+        default=CURVES,
+        metavar="FILE",
+        help="table of recorded curves (default: the one in tune/)",
+    )
+    add(
+        "--record",
+        type=Path,
+        nargs="+",
+        metavar="RUN",
+        help="write that table from searches made with --scheduler fifo",
+    )
     args = parser.parse_args()
+    quiet_optuna()
     with cli.one_line_errors(parser):
-        for flag in ("seeds", "workers", "num_trials", "grace_period"):
-            if (value := getattr(args, flag)) is not None and value < 1:
-                raise ValueError(f"--{flag.replace('_', '-')} is {value}; allowed is at least 1")
+        for name in ("seeds", "workers", "num_trials", "grace_period"):
+            if (value := getattr(args, name)) is not None:
+                check_bounds(flag_name(name), value, 1)
         if args.record:
             write_curves((row for run in args.record for row in recorded_rows(run)), args.curves)
             print(f"wrote {args.curves}")
             return
         curves = Curves(args.curves, args.search)
         grace_period = args.grace_period or default_grace_period(curves.epochs)
-        print(compare(args.search, curves, args.seeds, args.workers, args.num_trials, grace_period))
+        table = compare_methods(
+            args.search, curves, args.seeds, args.workers, args.num_trials, grace_period
+        )
+        print(table)
 
 
 if __name__ == "__main__":

@@ -1,14 +1,15 @@
-"""The Ray trainable: one trial is one `TrainConfig`, trained by `dcgan.loop.train` in the trial's own folder.
+"""The Ray trainable: one trial is one setting, trained by `dcgan.loop.train` in the trial's own
+folder.
 
-The folder is the truth. Each epoch its checkpoint is replaced, which carries all rows so far, then `result.json` is
-rewritten from these, and only then is the epoch reported: whoever is killed, no row is lost or doubled. Ray keeps no
-checkpoints of its own. Where a storage is the truth, the trial works in a folder of its own, fetched from there as it begins.
+The folder is the truth. Each epoch its checkpoint is replaced, which carries all rows so far, then
+`result.json` is rewritten from these, and only then is the epoch reported to Ray: whoever is
+killed, no row is lost or doubled. Ray keeps no checkpoints of its own. Where a storage is the
+truth, the trial works in a folder of its own, fetched from the storage as it begins.
 """
 
-import json
-import shutil
-import socket
-from collections.abc import Collection
+import statistics
+from collections.abc import Callable, Collection, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -17,125 +18,177 @@ from ray import tune as ray_tune
 from tensorboardX import SummaryWriter
 
 from dcgan import checkpoint, memory
-from dcgan.config import TrainConfig
+from dcgan.config import TrainConfig, replicate, write_lanes
+from dcgan.files import replace, write_rows
 from dcgan.images import sample, save_grid
-from dcgan.loop import RATES, train
-from dcgan.schema import METRIC, Row
-from tune.storage import Pace, StorageError, Store
+from dcgan.loop import train
+from dcgan.schema import (
+    BEST_SAMPLES,
+    CHECKPOINT_FILE,
+    ERROR_FILE,
+    METRIC,
+    OVER_LANES,
+    PARAMS_FILE,
+    ROWS_FILE,
+    SAMPLES_FOLDER,
+    Row,
+    samples_name,
+)
+from dcgan.store import Pace, Store
 
-ERROR = "error.txt"
 GRID = 36  # images of a sample grid
-SAMPLED = (1, 2, 3, 5, 8, 13, 21, 34, 55, 89)  # epochs whose samples are kept, besides the last
+# epochs whose samples are kept, besides the last
+SAMPLED = (1, 2, 3, 5, 8, 13, 21, 34, 55, 89)
+EVENTS = "events.out.tfevents.*"  # TensorBoard's files
+TAKE: dict[str, Callable[[list[Any]], Any]] = {"sum": sum, "min": min, "max": max}
 
 
-def trainable(
-    params: dict[str, Any],
-    *,
-    folder: Path,
-    uri: str,
-    data_dir: Path | None,
-    cpus: int,
-    gpus: float,
-    gpu_gib: float,
-    patience: int,
-    keep: Collection[int],
-    pbt: bool,
-) -> None:
-    """Trains the config that Ray hands over in the trial's folder, from its checkpoint if there is one.
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Task:
+    """What every trial of a search is handed besides its settings."""
 
-    Rows of earlier sessions are reported again, since the driver may have been killed before it saw the last.
+    store: Store
+    """Of the search."""
+    data_dir: Path | None
+    replicas: int
+    """Seeds that a trial trains side by side."""
+    cpus: int
+    """CPU threads of a trial."""
+    gpus: float
+    """Share of a GPU that a trial has."""
+    patience: int
+    """Epochs in a row that a trial may be collapsed and get no better before it is given up."""
+    keep: Collection[int]
+    """Epochs that must be in the storage before they are reported; the others as often as it is
+    worth."""
 
-    Args:
-        folder: of the search, on this machine; of no use if there is a `uri`.
-        uri: of the search in a storage.
-        keep: epochs that must be there before they are reported; the others as often as it is worth.
+
+def trainable(params: dict[str, Any], *, task: Task) -> None:
+    """Trains the setting that Ray hands over in the trial's folder, from its checkpoint if there is
+    one.
+
+    Epochs of earlier sessions are reported again, since the driver may have been killed before it
+    saw the last.
 
     Raises:
-        FloatingPointError, MemoryError: the trial diverged or collapsed, or ran out of memory, now or before. Ray tries
-            failed trials again, for the sake of killed workers; this would only come again.
+        FloatingPointError, MemoryError: the trial diverged or collapsed, or ran out of memory, now
+            or before. Ray tries failed trials again, for the sake of killed workers; this would
+            only come again.
         StorageError: the storage cannot be reached.
     """
-    torch.set_num_threads(cpus)
-    if 0 < gpus < 1:
-        memory.limit(gpus, gpu_gib)
-    store = open_trial(ray_tune.get_context().get_trial_name(), folder, uri)
-    trial, pace = store.folder, Pace(keep)
-    error_file = trial / ERROR
+    torch.set_num_threads(task.cpus)
+    if 0 < task.gpus < 1:
+        memory.limit(task.gpus)
+    store = task.store.trial(ray_tune.get_context().get_trial_name())
+    error_file = store.folder / ERROR_FILE
     if error_file.exists():
-        raise FloatingPointError(error_file.read_text())
-    saved = load_saved(trial)
-    if pbt and saved:  # its own or another member's: all but the rates comes with the weights
-        params = saved["config"] | {name: params[name] for name in RATES}
-    config = TrainConfig.from_dict(params)
-    checkpoint.replace(trial / "params.json", (json.dumps(config.to_dict(), indent=2) + "\n").encode())
-    rows: list[Row] = saved.get("history", [])
-    if rows:  # a predecessor may have been killed between the checkpoint and these
-        save_samples(trial, rows, config.epochs)
-    checkpoint.write_rows(trial / "result.json", rows)
-    events = write_events(trial, rows)
-    for unfinished in trial.glob("*.tmp"):  # of a killed predecessor
-        unfinished.unlink()
+        raise FloatingPointError(error_file.read_text(encoding="utf-8"))
+    lanes = replicate(TrainConfig.from_dict(params), task.replicas)
+    trial = TrialFolder(store, lanes, Pace(task.keep), task.patience)
 
-    def finish_epoch(row: Row) -> None:
-        rows.append(row)
-        save_samples(trial, rows, config.epochs)
-        checkpoint.write_rows(trial / "result.json", rows)
-        add_event(events, row)
-        pace.keep(row["epoch"], store.put)
-        ray_tune.report(dict(row))
-        check_collapse(rows, patience)
+    def report(row: Row) -> None:
+        trial.rows.append(row)
+        if row["lane"] == len(lanes) - 1:
+            trial.finish_epoch()
 
     try:
-        for row in rows[-1:] if pbt else rows:
-            ray_tune.report(dict(row))
-        check_collapse(rows, patience)
-        resume_from = trial if rows else None
-        train(config, report=finish_epoch, checkpoint_dir=trial, resume_from=resume_from, data_dir=data_dir, new_rates=pbt)
+        for epoch in trial.epochs:
+            ray_tune.report(mean_row(epoch))
+        check_collapse([mean_row(epoch) for epoch in trial.epochs], task.patience)
+        train(
+            lanes,
+            report=report,
+            checkpoint_dir=store.folder,
+            resume_from=store.folder if trial.rows else None,
+            data_dir=task.data_dir,
+        )
     except (FloatingPointError, MemoryError) as error:
-        checkpoint.replace(error_file, f"{error}\n".encode())
+        replace(error_file, f"{error}\n".encode())
         store.put()
         raise
     finally:
-        events.close()
+        trial.events.close()
 
 
-def open_trial(name: str, folder: Path, uri: str) -> Store:
-    """The trial's folder; one of this machine's own, with all that the storage has of the trial, if there is a URI.
+class TrialFolder:
+    """A trial's folder as it is trained in: its rows, samples and TensorBoard file, brought to what
+    the checkpoint says."""
 
-    Raises:
-        StorageError: this machine does not reach the storage, or has another folder in its place.
-    """
-    if not uri:
-        (folder / name).mkdir(parents=True, exist_ok=True)
-        return Store(folder / name)
-    if not Store(Path(), uri).has("study.db"):  # a folder that is not mounted here would take everything in silence
-        raise StorageError(f"{uri} is not to be seen from {socket.gethostname()}")
-    store = Store(Path.cwd() / name, f"{uri}/{name}")  # in Ray's working folder of this trial
-    shutil.rmtree(store.folder, ignore_errors=True)  # what an earlier attempt left here is older than the storage
-    store.folder.mkdir(parents=True)
-    store.get()
-    return store
+    def __init__(
+        self, store: Store, lanes: Sequence[TrainConfig], pace: Pace, patience: int
+    ) -> None:
+        self.store, self.lanes, self.pace, self.patience = store, lanes, pace, patience
+        self.folder = store.folder
+        self.rows: list[Row] = load_saved(self.folder).get("rows", [])
+        write_lanes(self.folder / PARAMS_FILE, lanes)
+        for unfinished in self.folder.glob("*.tmp"):  # of a killed predecessor
+            unfinished.unlink()
+        if self.rows:  # a predecessor may have been killed between the checkpoint and these
+            self.save_samples()
+        write_rows(self.folder / ROWS_FILE, self.rows)
+        self.events = begin_events(self.folder)
+        for epoch in self.epochs:
+            add_event(self.events, mean_row(epoch))
+
+    @property
+    def epochs(self) -> list[list[Row]]:
+        """The rows of each epoch's lanes."""
+        size = len(self.lanes)
+        return [self.rows[i : i + size] for i in range(0, len(self.rows), size)]
+
+    def finish_epoch(self) -> None:
+        """Writes an epoch whose checkpoint is written, and reports it to Ray.
+
+        Raises:
+            FloatingPointError: the trial is given up.
+        """
+        self.save_samples()
+        write_rows(self.folder / ROWS_FILE, self.rows)
+        row = mean_row(self.epochs[-1])
+        add_event(self.events, row)
+        self.pace.keep(row["epoch"], self.store.put)
+        ray_tune.report(row)
+        check_collapse([mean_row(epoch) for epoch in self.epochs], self.patience)
+
+    def save_samples(self) -> None:
+        """Draws images from fixed noise: at some epochs, closer together at first, and of the
+        best."""
+        means = [mean_row(epoch) for epoch in self.epochs]
+        epoch = means[-1]["epoch"]
+        best = min(means, key=lambda row: row[METRIC])["epoch"]
+        if epoch in SAMPLED or epoch == self.lanes[0].epochs:
+            self._draw(samples_name(epoch), last=True)
+        if epoch == best:
+            self._draw(BEST_SAMPLES, last=False)
+
+    def _draw(self, name: str, *, last: bool) -> None:
+        generator, config, _ = checkpoint.load_generator(self.folder, last=last)
+        images = sample(generator, config.latent_size, GRID)
+        save_grid(images, self.folder / SAMPLES_FOLDER / name)
 
 
-def save_samples(trial: Path, rows: list[Row], epochs: int) -> None:
-    """Writes digits from fixed noise to the trial's `samples/`: at some epochs, closer together at first, and of the best."""
-    epoch = rows[-1]["epoch"]
-    best = min(rows, key=lambda row: row[METRIC])["epoch"]
-    wanted = {f"epoch_{epoch:03d}": True} if epoch in SAMPLED or epoch == epochs else {}
-    wanted |= {"best": False} if epoch == best else {}
-    for name, last in wanted.items():
-        generator, config, _ = checkpoint.load_generator(trial, last=last)
-        save_grid(sample(generator, config.latent_size, GRID), trial / "samples" / f"{name}.png")
+def mean_row(rows: Sequence[Row]) -> Row:
+    """One row of the lanes' rows of an epoch, without `lane`: means, but for what `OVER_LANES`
+    takes otherwise."""
+    mean = {}
+    for name, value in rows[0].items():
+        values = [row[name] for row in rows]
+        if name == "lane":
+            continue
+        if len(rows) == 1 or isinstance(value, str) or name == "epoch":
+            mean[name] = value
+        elif name in OVER_LANES:
+            mean[name] = TAKE[OVER_LANES[name]](values)
+        else:
+            mean[name] = statistics.fmean(values)
+    return mean
 
 
-def write_events(trial: Path, rows: list[Row]) -> SummaryWriter:
-    """A trial's TensorBoard file, begun anew with the rows so far, so that no step is lost or doubled."""
-    for old in trial.glob("events.out.tfevents.*"):
+def begin_events(folder: Path) -> SummaryWriter:
+    """A trial's TensorBoard file, begun anew, so that no step is lost or doubled."""
+    for old in folder.glob(EVENTS):
         old.unlink()
-    events = SummaryWriter(str(trial), flush_secs=10)
-    for row in rows:
-        add_event(events, row)
-    return events
+    return SummaryWriter(str(folder), flush_secs=10)
 
 
 def add_event(events: SummaryWriter, row: Row) -> None:
@@ -146,21 +199,25 @@ def add_event(events: SummaryWriter, row: Row) -> None:
     events.flush()  # Ray may end the worker as soon as the row is reported
 
 
-def load_saved(trial: Path) -> dict[str, Any]:
+def load_saved(folder: Path) -> dict[str, Any]:
     """The trial's checkpoint, or nothing. A damaged one is put aside, and the trial begins anew."""
     try:
-        return checkpoint.load(trial)
+        return checkpoint.load(folder)
     except FileNotFoundError:
         return {}
     except ValueError:
-        path = trial / checkpoint.NAME
+        path = folder / CHECKPOINT_FILE
         path.replace(path.with_suffix(".damaged"))
         return {}
 
 
-def check_collapse(rows: list[Row], patience: int) -> None:
-    """Gives up a trial that is collapsed for good, as nearly none recovers from (docs/log.md): for `patience` epochs in a
-    row and getting no better, or for twice as many if it never covered the digits, which may mean that it learns slowly.
+def check_collapse(rows: Sequence[Row], patience: int) -> None:
+    """Gives up a trial that is collapsed for good, as nearly none recovers from (docs/log.md): for
+    `patience` epochs in a row and getting no better, or for twice as many if it never covered the
+    classes, which may mean that it learns slowly.
+
+    Args:
+        rows: one an epoch.
 
     Raises:
         FloatingPointError: it is.
@@ -171,4 +228,6 @@ def check_collapse(rows: list[Row], patience: int) -> None:
     if not before or not all(row["collapsed"] for row in last):
         return
     if min(row[METRIC] for row in last) >= min(row[METRIC] for row in before):
-        raise FloatingPointError(f"collapsed for {lost} epochs in a row and no better, up to epoch {rows[-1]['epoch']}")
+        raise FloatingPointError(
+            f"collapsed for {lost} epochs in a row and no better, up to epoch {rows[-1]['epoch']}"
+        )

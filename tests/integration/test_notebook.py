@@ -26,7 +26,9 @@ def test_it_is_kept_as_executed(kept: Any) -> None:
 
 
 # the kernel's own sockets and processes
-@pytest.mark.filterwarnings("ignore::ResourceWarning", "ignore::DeprecationWarning", "ignore::RuntimeWarning")
+@pytest.mark.filterwarnings(
+    "ignore::ResourceWarning", "ignore::DeprecationWarning", "ignore::RuntimeWarning"
+)
 def test_it_runs_again_and_says_the_same(kept: Any) -> None:
     again = nbformat.reads(TOUR.read_text(), as_version=4)
     NotebookClient(again, timeout=200, resources={"metadata": {"path": str(TOUR.parent)}}).execute()
@@ -36,13 +38,29 @@ def test_it_runs_again_and_says_the_same(kept: Any) -> None:
 
 def texts(cell: Any) -> list[str]:
     """A cell's outputs as plain text; pictures depend on fonts."""
-    return [json.dumps(output.get("data", {}).get("text/plain") or output.get("text")) for output in cell.outputs]
+    return [
+        json.dumps(output.get("data", {}).get("text/plain") or output.get("text"))
+        for output in cell.outputs
+    ]
 
 
 def test_it_imports_analysis_and_holds_no_logic(kept: Any) -> None:
     trees = [ast.parse(cell.source) for cell in code(kept)]
     nodes = [node for tree in trees for node in ast.walk(tree)]
-    imported = {node.module.split(".")[0] for node in nodes if isinstance(node, ast.ImportFrom) and node.module}
-    imported |= {alias.name.split(".")[0] for node in nodes if isinstance(node, ast.Import) for alias in node.names}
+    imported = {
+        node.module.split(".")[0]
+        for node in nodes
+        if isinstance(node, ast.ImportFrom) and node.module
+    }
+    imported |= {
+        alias.name.split(".")[0]
+        for node in nodes
+        if isinstance(node, ast.Import)
+        for alias in node.names
+    }
     assert imported == {"analysis", "tempfile", "warnings", "zipfile", "pathlib", "IPython"}
-    assert not [node for node in nodes if isinstance(node, ast.FunctionDef | ast.ClassDef | ast.If | ast.For | ast.While)]
+    assert not [
+        node
+        for node in nodes
+        if isinstance(node, ast.FunctionDef | ast.ClassDef | ast.If | ast.For | ast.While)
+    ]

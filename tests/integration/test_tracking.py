@@ -1,28 +1,28 @@
-"""Searches told to W&B, offline, read back with W&B's own reader; and what becomes of a search when W&B does not work."""
+"""Searches logged to W&B, offline, read back with W&B's own reader; and what becomes of a search
+when W&B does not work."""
 
 import json
 import os
 import re
+import shlex
 import signal
 import struct
 import subprocess
 import sys
-import time
 from collections.abc import Iterator
-from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import pytest
-from search_processes import QUICK, ROOT, TINY, end_all, epochs_by_trial, rows_now, run, start, wait_for
+from search_processes import QUICK, ROOT, TINY, end_all, epochs_by_trial, run, start, wait_for
 from tensorboardX.proto.event_pb2 import Event
+from wandb_runs import Run, assert_logged_once, epochs_of, follower, wait_for_follower
 
 from analysis.load import load_trials
 from analysis.tables import ranking
+from analysis.tracker import dashboard, dashboard_url
 from dcgan.schema import COLUMNS
-from tune.track import dashboard, dashboard_url
 
-SEARCH = ["--search", "hparams", "--num-trials", "4", "--epochs", "3", "--wandb", "offline"]
 KEY = "f00dfacef00dfacef00dfacef00dfacef00dface"
 
 
@@ -32,73 +32,29 @@ def nothing_left_running() -> Iterator[None]:
     end_all()
 
 
-@dataclass
-class Run:
-    """What W&B knows of one run, from all the folders that were written of it."""
+class Tracked:
+    """A search of two seeds a trial that ended, with its confirm stage, and what W&B knows of
+    it."""
 
-    about: dict[str, Any] = field(default_factory=dict)
-    config: dict[str, Any] = field(default_factory=dict)
-    history: list[dict[str, Any]] = field(default_factory=list)
-    summary: dict[str, Any] = field(default_factory=dict)
-    tags: list[str] = field(default_factory=list)
-    artifacts: dict[str, set[str]] = field(default_factory=dict)
-    """The files in each, by its type."""
-    files: list[str] = field(default_factory=list)
-    folders: list[Path] = field(default_factory=list)
-
-    @property
-    def steps(self) -> list[int]:
-        return [item["_step"] for item in self.history]
+    def __init__(self, storage: Path) -> None:
+        arguments = ["--search", "hparams", "--num-trials", "4", "--epochs", "3"]
+        arguments += ["--replicas", "2", "--confirm", "1", "--confirm-seeds", "1"]
+        arguments += ["--wandb", "offline", *TINY, "--storage", str(storage), "--name", "s"]
+        self.storage, self.folder = storage, storage / "s"
+        self.code, self.output = run(arguments, storage / "home")
+        assert self.code == 0, self.output
+        self.runs = assert_logged_once(self.folder)
+        self.table = ranking(load_trials(self.folder))
 
 
-def read_runs(folder: Path) -> dict[str, Run]:
-    """Offline runs by the name of their trial."""
-    runs: dict[str, Run] = {}
-    for written in sorted((folder / "wandb").glob("offline-run-*")):
-        command = [sys.executable, "-m", "wandb", "leet", "inspect", "--json", str(written)]
-        lines = subprocess.run(command, capture_output=True, text=True, check=True).stdout.splitlines()
-        records = [json.loads(line) for line in lines]
-        (about,) = [record["run"] for record in records if record["type"] == "run"][:1]
-        found = runs.setdefault(about["display_name"].partition("/")[2], Run())
-        found.about, found.folders = about, [*found.folders, written]
-        found.config |= about["config"]["update"]
-        for record in records:
-            content = record.get(record["type"], {})
-            if record["type"] == "run":
-                found.tags = content.get("tags", found.tags)
-            elif record["type"] == "history":
-                found.history.append(content["item"])
-            elif record["type"] == "summary":
-                found.summary |= content.get("update", {})
-            elif record["type"] == "artifact":
-                found.artifacts[content["type"]] = {entry["path"] for entry in content["manifest"]["contents"]}
-            elif record["type"] == "files":
-                found.files += [file["path"] for file in content["files"]]
-        assert records[-1]["type"] == "exit", "the run is not complete"
-    return runs
-
-
-def rows_of(trial: Path) -> list[dict[str, Any]]:
-    return [json.loads(line) for line in (trial / "result.json").read_text().splitlines()]
-
-
-def assert_told_once(folder: Path, *, all_of_it: bool = True) -> None:
-    """Each trial's run has each of its epochs once, with its values; or at least the first ones."""
-    runs = read_runs(folder)
-    trials = {str(trial.relative_to(folder)): trial for trial in (*folder.glob("trial_*"), *folder.glob("confirm/trial_*"))}
-    assert runs.keys() - {"summary"} <= trials.keys()
-    assert not all_of_it or runs.keys() >= trials.keys()
-    for name in runs.keys() - {"summary"}:
-        told, rows = runs[name], rows_of(trials[name])
-        assert told.steps == [row["epoch"] for row in rows][: None if all_of_it else len(told.steps)]
-        for item, row in zip(told.history, rows, strict=all_of_it):
-            numbers = {name: value for name, value in row.items() if isinstance(value, int | float)}
-            assert {name: item[name] for name in numbers} == pytest.approx(numbers)
-    assert len({told.about["run_id"] for told in runs.values()}) == len(runs)
+@pytest.fixture(scope="module")
+def tracked(tmp_path_factory: pytest.TempPathFactory) -> Tracked:
+    return Tracked(tmp_path_factory.mktemp("tracked"))
 
 
 def events(trial: Path) -> list[tuple[int, str, float]]:
-    """Step, name and value of everything in a trial's TensorBoard file (TFRecord: length, its check, record, its check)."""
+    """Step, name and value of everything in a trial's TensorBoard file (TFRecord: length, its
+    check, record, its check)."""
     (file,) = trial.glob("events.out.tfevents.*")
     content, found, at = file.read_bytes(), [], 0
     while at < len(content):
@@ -109,144 +65,163 @@ def events(trial: Path) -> list[tuple[int, str, float]]:
     return found
 
 
-def test_a_search_is_told_whole(tmp_path: Path) -> None:
-    arguments = [*SEARCH, *TINY, "--confirm", "1", "--confirm-seeds", "1", "--storage", str(tmp_path), "--name", "s"]
-    code, output = run(arguments, tmp_path / "home")
-    assert code == 0, output
-    folder = tmp_path / "s"
-    assert f"tracking W&B, offline: wandb sync -n 8 {folder}/wandb/offline-run-*" in output
-    assert "W&B was not told" not in output
+def test_a_search_is_logged_whole(tracked: Tracked) -> None:
+    folder, runs = tracked.folder, tracked.runs
+    assert f"tracking W&B, offline: wandb sync -n 8 {folder}/wandb/offline-run-*" in tracked.output
+    assert "W&B has not got everything" not in tracked.output
     assert (folder / "wandb.log").read_text() == ""
-    assert_told_once(folder)
-
-    runs, table = read_runs(folder), ranking(load_trials(folder))
     assert len(runs) == 4 + 2 + 1
-    assert {told.about["run_group"] for told in runs.values()} == {"s"}
-    for name in table["trial"]:
-        told, rows = runs[name], rows_of(folder / name)
-        assert told.config | {"_wandb": None} == json.loads((folder / name / "params.json").read_text()) | {"_wandb": None}
-        best = min(rows, key=lambda row: row["fid"])
-        assert told.summary["best/epoch"] == best["epoch"]
-        assert told.summary["best/fid"] == pytest.approx(best["fid"])
-        assert told.summary["fid"] == pytest.approx(rows[-1]["fid"])
-        assert told.summary["status"] in ("finished", "stopped")
-        assert set(told.tags) == {"hparams", "trial", told.summary["status"]}
-        for item in told.history:  # epochs 1, 2 and 3 have samples; they travel as files
-            path = item["samples.path"]
-            assert (told.folders[0] / "files" / path).read_bytes().startswith(b"\x89PNG")
-        assert not any("samples" in row for row in rows)
-        expected = [(row["epoch"], column) for row in rows for column, value in row.items() if isinstance(value, int | float)]
-        assert [(step, column) for step, column, _ in events(folder / name)] == expected
-    assert [runs[f"confirm/trial_{i:04d}"].about["job_type"] for i in (0, 1)] == ["confirm", "confirm"]
+    assert {logged.about["run_group"] for logged in runs.values()} == {"s"}
+    for number in (0, 1):
+        assert runs[f"confirm/trial_{number:04d}"].about["job_type"] == "confirm"
 
-    summary = runs["summary"]
+
+def test_each_trial_is_a_run_with_its_settings_best_epoch_and_samples(tracked: Tracked) -> None:
+    for name in tracked.table["trial"]:
+        logged, trial = tracked.runs[name], tracked.folder / name
+        settings = json.loads((trial / "params.json").read_text())
+        assert logged.config | {"_wandb": None} == settings[0] | {"replicas": 2, "_wandb": None}
+        epochs = epochs_of(trial)
+        best = min(epochs, key=lambda row: row["fid"])
+        assert logged.summary["best/epoch"] == best["epoch"]
+        assert logged.summary["best/fid"] == pytest.approx(best["fid"])
+        assert logged.summary["fid"] == pytest.approx(epochs[-1]["fid"])
+        assert logged.summary["status"] in ("finished", "stopped")
+        assert set(logged.tags) == {"hparams", "trial", logged.summary["status"]}
+        for item in logged.history:  # epochs 1, 2 and 3 have samples; they travel as files
+            file = logged.folders[0] / "files" / item["samples.path"]
+            assert file.read_bytes().startswith(b"\x89PNG")
+
+
+def test_tensorboard_has_what_wandb_has(tracked: Tracked) -> None:
+    for name in tracked.table["trial"]:
+        found = events(tracked.folder / name)
+        history = {item["epoch"]: item for item in tracked.runs[name].history}
+        numbers = set(history[1]) & set(COLUMNS)
+        assert sorted((step, column) for step, column, _ in found) == sorted(
+            (epoch, column) for epoch in history for column in numbers
+        )
+        for step, column, value in found:
+            assert value == pytest.approx(float(history[step][column]), rel=1e-5)
+
+
+def test_the_search_is_a_run_with_its_answer(tracked: Tracked) -> None:
+    summary, table = tracked.runs["summary"], tracked.table
     assert summary.summary["best/trial"] == table["trial"][0]
     assert summary.summary["best/fid"] == pytest.approx(table["fid"][0])
     assert summary.history[0]["best trials.captions"] == list(table["trial"])
     assert summary.artifacts["model"] == {"checkpoint.pt"}
     assert {"table.csv", "best.json", "confirm.md", "report.html"} <= summary.artifacts["answer"]
     assert any(file.startswith("media/plotly/settings") for file in summary.files)
-    (trials,) = (file for file in summary.files if file.startswith("media/table/trials"))
-    content = json.loads((summary.folders[0] / "files" / trials).read_text())
-    assert [row[content["columns"].index("trial")] for row in content["data"]] == list(table["trial"])
+    assert [row["trial"] for row in logged_table(summary)] == list(table["trial"])
 
-    before = {path: path.stat().st_mtime_ns for path in folder.rglob("*.wandb")}
-    code, output = run(["--resume", "s", "--storage", str(tmp_path)], tmp_path / "home")
+
+def logged_table(summary: Run) -> list[dict[str, Any]]:
+    (name,) = (file for file in summary.files if file.startswith("media/table/trials"))
+    content = json.loads((summary.folders[0] / "files" / name).read_text())
+    return [dict(zip(content["columns"], row, strict=True)) for row in content["data"]]
+
+
+def test_resuming_a_search_with_nothing_left_logs_nothing_twice(tracked: Tracked) -> None:
+    before = times(tracked.folder)
+    arguments = ["--resume", "s", "--storage", str(tracked.storage)]
+    code, output = run(arguments, tracked.storage / "home")
     assert code == 0, output
-    assert {path: path.stat().st_mtime_ns for path in folder.rglob("*.wandb")} == before  # nothing is told twice
+    assert times(tracked.folder) == before
+
+
+def times(folder: Path) -> dict[Path, int]:
+    return {path: path.stat().st_mtime_ns for path in folder.rglob("*.wandb")}
 
 
 @pytest.mark.parametrize("victim", ["Ctrl-C", "driver", "tracker"])
-def test_each_epoch_is_told_once_whoever_is_killed(victim: str, tmp_path: Path) -> None:
-    arguments = ["--search", "hparams", "--num-trials", "5", "--epochs", "4", "--scheduler", "fifo", "--wandb", "offline"]
-    process = start([*arguments, *QUICK, "--storage", str(tmp_path), "--name", "s"], tmp_path / "home")
+def test_each_epoch_is_logged_once_whoever_is_killed(victim: str, tmp_path: Path) -> None:
+    arguments = ["--search", "hparams", "--num-trials", "5", "--epochs", "4"]
+    arguments += ["--scheduler", "fifo", "--wandb", "offline", *QUICK]
+    process = start([*arguments, "--storage", str(tmp_path), "--name", "s"], tmp_path / "home")
     folder = tmp_path / "s"
-    wait_for(lambda: rows_now(folder) >= 6 and (folder / "wandb.json").is_file(), process)
+
+    def under_way() -> bool:
+        rows = sum(map(len, epochs_by_trial(folder).values()))
+        return rows >= 6 and (folder / "wandb.json").is_file()
+
+    wait_for(under_way, process)
     tracker = follower(folder)
+    assert tracker is not None
     if victim == "tracker":
         os.kill(tracker, signal.SIGKILL)
         output, _ = process.communicate(timeout=240)
         assert process.returncode == 0, output  # the search does not notice
         assert sorted(epochs_by_trial(folder).values()) == [[1, 2, 3, 4]] * 5
-        command = re.search(r"W&B was not told all: see .*; tell it by: python (-m tune.track .*)", output)
+        command = re.search(r"has not got everything: see .*; log the rest by: (.*)", output)
         assert command, output
-        subprocess.run([sys.executable, *command[1].split(), "--wandb", "offline"], cwd=ROOT, check=True)
+        words = shlex.split(command[1])
+        subprocess.run([sys.executable, *words[1:], "--wandb", "offline"], cwd=ROOT, check=True)
     else:
-        if victim == "Ctrl-C":
-            os.killpg(process.pid, signal.SIGINT)
-        else:
-            os.killpg(process.pid, signal.SIGKILL)
+        os.killpg(process.pid, signal.SIGINT if victim == "Ctrl-C" else signal.SIGKILL)
         process.communicate(timeout=60)
-        deadline = time.monotonic() + 60
-        while Path(f"/proc/{tracker}").exists():  # it tells what there is, and ends
-            assert time.monotonic() < deadline
-            time.sleep(0.1)
-        assert_told_once(folder, all_of_it=False)  # workers may have ended an epoch later than the tracker
+        wait_for_follower(folder)  # it logs what there is, and ends
+        # workers may have ended an epoch later than the tracker
+        assert_logged_once(folder, all_of_it=False)
         code, output = run(["--resume", "s", "--storage", str(tmp_path)], tmp_path / "home")
         assert code == 0, output
-    assert_told_once(folder)
-    assert "summary" in read_runs(folder)
+    assert "summary" in assert_logged_once(folder)
 
 
-def follower(folder: Path) -> int:
-    """The process that follows a search."""
-    for entry in Path("/proc").glob("[0-9]*/cmdline"):
-        try:
-            words = entry.read_bytes().split(b"\0")
-        except OSError:
-            continue  # it has just ended
-        if b"tune.track" in words and str(folder).encode() in words:
-            return int(entry.parent.name)
-    raise AssertionError("nothing follows the search")
-
-
-def test_an_unreachable_server_costs_only_the_tracking(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_an_unreachable_server_costs_only_the_tracking(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setenv("WANDB_BASE_URL", "http://127.0.0.1:9")
     monkeypatch.setenv("WANDB_API_KEY", KEY)
-    arguments = ["--search", "hparams", "--num-trials", "2", "--epochs", "1", "--wandb", "online", *QUICK]
-    code, output = run([*arguments, "--storage", str(tmp_path), "--name", "s"], tmp_path / "home")
+    arguments = ["--search", "hparams", "--num-trials", "2", "--epochs", "1", *QUICK]
+    arguments += ["--wandb", "online", "--storage", str(tmp_path), "--name", "s"]
+    code, output = run(arguments, tmp_path / "home")
     assert code == 0, output
     assert "tracking W&B, online" in output
     assert "best: trial_" in output
-    wait_for_tracker(tmp_path / "s")
+    wait_for_follower(tmp_path / "s")
     assert "cannot be reached" in (tmp_path / "s" / "wandb.log").read_text()
-    assert_told_once(tmp_path / "s")
+    assert_logged_once(tmp_path / "s")
     for path in tmp_path.rglob("*"):
         assert not path.is_file() or KEY.encode() not in path.read_bytes(), path
 
 
-def wait_for_tracker(folder: Path) -> None:
-    deadline = time.monotonic() + 120
-    while time.monotonic() < deadline:
-        try:
-            follower(folder)
-        except AssertionError:
-            return
-        time.sleep(0.2)
-
-
 def test_disabled_leaves_no_trace(tmp_path: Path) -> None:
     arguments = ["--search", "baseline", "--epochs", "1", *QUICK, "--wandb", "disabled"]
-    code, output = run([*arguments, "--storage", str(tmp_path), "--name", "s"], tmp_path / "home")
+    arguments += ["--storage", str(tmp_path), "--name", "s"]
+    code, output = run(arguments, tmp_path / "home")
     assert code == 0, output
     assert "tracking off" in output
     assert not list((tmp_path / "s").glob("wandb*"))
 
 
+AXES: dict[str, Any] = {
+    "generator_lr": {
+        "name": "FloatDistribution",
+        "attributes": {"low": 5e-5, "high": 5e-3, "log": True, "step": None},
+    },
+    "optimizer": {"name": "CategoricalDistribution", "attributes": {"choices": ["adam"]}},
+}
+
+
 def test_the_dashboard_shows_the_searchs_runs_alone_with_samples_and_settings() -> None:
-    """What would be sent to a server; there is none here to save it to."""
-    axes = {"generator_lr": "5e-05 to 0.005, log-uniform", "optimizer": "adam, rmsprop"}
-    view = dashboard("somebody", "dcgan-tune", "hparams-1", axes)._to_model().model_dump(by_alias=True)
-    section = json.loads(json.dumps(view["spec"]["section"], default=str))
+    """What would be sent to a server; there is none to save it to."""
+    model = dashboard("somebody", "dcgan-tune", "hparams-1", AXES)._to_model()
+    section = json.loads(
+        json.dumps(model.model_dump(by_alias=True)["spec"]["section"], default=str)
+    )
     (chosen,) = section["runSets"][0]["filters"]["filters"]
     assert (chosen["key"]["name"], chosen["op"], chosen["value"]) == ("group", "=", "hparams-1")
     panels = [panel for part in section["panelBankConfig"]["sections"] for panel in part["panels"]]
-    lines = [panel["config"] for panel in panels if panel["viewType"] == "Run History Line Plot"]
+    of_type: dict[str, list[Any]] = {}
+    for panel in panels:
+        of_type.setdefault(panel["viewType"], []).append(panel["config"])
+    lines = of_type["Run History Line Plot"]
     assert {line["xAxis"] for line in lines} == {"epoch"}
     assert {name for line in lines for name in line["metrics"]} <= set(COLUMNS)
-    assert [panel["config"]["mediaKeys"] for panel in panels if panel["viewType"] == "Media Browser"] == [["samples"]]
-    (parallel,) = (panel["config"]["columns"] for panel in panels if panel["viewType"] == "Parallel Coordinates Plot")
-    assert [(column["accessor"], column["log"]) for column in parallel] == [
+    assert [browser["mediaKeys"] for browser in of_type["Media Browser"]] == [["samples"]]
+    (parallel,) = of_type["Parallel Coordinates Plot"]
+    assert [(column["accessor"], column["log"]) for column in parallel["columns"]] == [
         ("config:generator_lr.value", True),
         ("config:optimizer.value", False),
         ("summary:best/fid", None),
@@ -255,7 +230,7 @@ def test_the_dashboard_shows_the_searchs_runs_alone_with_samples_and_settings() 
 
 def test_the_dashboards_address_is_known_once_it_is_made(tmp_path: Path) -> None:
     assert dashboard_url(tmp_path) is None
-    (tmp_path / "wandb.json").write_text('{"told": {}}')
+    (tmp_path / "wandb.json").write_text('{"logged": {}}')
     assert dashboard_url(tmp_path) is None
     (tmp_path / "wandb.json").write_text('{"dashboard": "https://example.org/view"}')
     assert dashboard_url(tmp_path) == "https://example.org/view"

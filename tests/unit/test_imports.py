@@ -1,4 +1,4 @@
-"""Who may import whom (docs: the README's section on the rooms)."""
+"""Who may import whom: the rooms, and the core that leaves surround."""
 
 import ast
 import subprocess
@@ -9,16 +9,34 @@ import pytest
 
 ROOT = Path(__file__).parents[2]
 FORBIDDEN = {
-    "dcgan": {"ray", "optuna", "wandb", "pandas", "matplotlib", "tune", "analysis"},
+    "dcgan": {"ray", "optuna", "wandb", "pandas", "matplotlib", "tqdm", "tune", "analysis"},
     "tune": {"pandas", "matplotlib"},
     "analysis": {"ray", "torch", "torchvision", "tune"},
 }
+COMMAND_LINES = {"tune.run", "tune.track"}
+"""Those of `tune`: they hand the leaves to the core, and ask `analysis` for the answer."""
+
+CORE = {
+    "dcgan": {
+        *("config", "schema", "settings", "data", "losses", "lanes", "models", "state", "loop"),
+        *("checkpoint", "metrics", "yardstick", "evaluate"),
+    },
+    "tune": {
+        *("searches", "options", "ledger", "plan", "schedulers", "asha", "study", "trainable"),
+        *("runner", "stop"),
+    },
+    "analysis": {"load", "stats", "tables", "confirm"},
+}
+"""The way from a question to an optimizer and back to an answer: what a newcomer reads."""
+TOOLS = {"files", "store", "graph", "precision", "memory", "images", "cli"}
+"""Small tools of `dcgan` that anyone may use."""
+YET_TO_COME = {"analysis.stats"}
 
 
 def imports(path: Path) -> set[str]:
     """Full names of all modules that a file imports, at any level."""
     found = set()
-    for node in ast.walk(ast.parse(path.read_text())):
+    for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
         if isinstance(node, ast.Import):
             found |= {alias.name for alias in node.names}
         elif isinstance(node, ast.ImportFrom) and node.module:
@@ -26,37 +44,85 @@ def imports(path: Path) -> set[str]:
     return found
 
 
+def modules(room: str) -> dict[str, Path]:
+    """The files of a room by the name of their module."""
+    return {f"{room}.{path.stem}": path for path in sorted((ROOT / room).glob("*.py"))}
+
+
+MODULES = {name: path for room in CORE for name, path in modules(room).items()}
+CORE_MODULES = {f"{room}.{name}" for room, names in CORE.items() for name in names} - YET_TO_COME
+MAY_BE_USED = CORE_MODULES | {f"dcgan.{name}" for name in TOOLS}
+LEAVES = MODULES.keys() - MAY_BE_USED - {f"{room}.__init__" for room in CORE}
+
+
 @pytest.mark.parametrize("room", FORBIDDEN)
 def test_rooms_import_only_what_they_may(room: str) -> None:
-    files = sorted((ROOT / room).glob("**/*.py"))
-    assert files
-    for file in files:
-        used = {name.split(".")[0] for name in imports(file)}
-        assert not used & FORBIDDEN[room], file
+    for name, path in modules(room).items():
+        used = {imported.split(".")[0] for imported in imports(path)}
+        assert not used & FORBIDDEN[room], name
+
+
+def test_every_core_file_and_tool_exists() -> None:
+    assert MODULES.keys() >= MAY_BE_USED
+
+
+@pytest.mark.parametrize("name", sorted(MAY_BE_USED))
+def test_the_core_imports_no_leaf(name: str) -> None:
+    assert not imports(MODULES[name]) & LEAVES
 
 
 def test_wandb_is_imported_by_the_tracker_alone() -> None:
-    users = [f.name for f in (ROOT / "tune").glob("*.py") if any(n.split(".")[0] == "wandb" for n in imports(f))]
-    assert users == ["track.py"]
+    users = [name for name, path in modules("tune").items() if "wandb" in imports(path)]
+    assert users == ["tune.track"]
 
 
-def test_tune_uses_analysis_in_the_command_line_alone() -> None:
-    users = [f.name for f in (ROOT / "tune").glob("*.py") if any(n.split(".")[0] == "analysis" for n in imports(f))]
-    assert users == ["run.py"]
+def test_tune_uses_analysis_in_command_lines_alone() -> None:
+    users = {
+        name
+        for name, path in modules("tune").items()
+        if any(imported.split(".")[0] == "analysis" for imported in imports(path))
+    }
+    assert users <= COMMAND_LINES | {"tune.answer"}
 
 
-def test_analysis_uses_only_the_schema_of_dcgan() -> None:
-    for file in (ROOT / "analysis").glob("*.py"):
-        used = {name for name in imports(file) if name.startswith("dcgan")}
-        assert all(name.startswith("dcgan.schema") for name in used), file
+def test_analysis_uses_of_dcgan_only_what_needs_no_torch() -> None:
+    for name, path in modules("analysis").items():
+        used = {imported for imported in imports(path) if imported.startswith("dcgan.")}
+        rooms = {".".join(imported.split(".")[:2]) for imported in used}
+        assert rooms <= {"dcgan.schema", "dcgan.store", "dcgan.files"}, name
 
 
 def test_inside_tune_rays_library_is_called_ray_tune() -> None:
-    for file in (ROOT / "tune").glob("*.py"):
-        assert "from ray import tune\n" not in file.read_text(), file
+    for name, path in modules("tune").items():
+        assert "from ray import tune\n" not in path.read_text(encoding="utf-8"), name
 
 
-def test_analysis_starts_without_torch_and_ray() -> None:
-    """In a new process, since this one has them already."""
-    check = "import sys, analysis.report, analysis.rungs; assert not {'torch', 'ray'} & set(sys.modules)"
+def test_no_file_is_above_350_lines() -> None:
+    for name, path in MODULES.items():
+        if not name.startswith("analysis."):  # rebuilt next
+            assert len(path.read_text(encoding="utf-8").splitlines()) <= 350, name
+
+
+@pytest.mark.parametrize("modules", ["analysis.report, analysis.rungs", "tune.options"])
+def test_what_needs_no_ray_starts_without_it(modules: str) -> None:
+    """In a new process, since this one may have it already: `--help` need not wait for Ray."""
+    unwanted = {"ray"} if modules.startswith("tune") else {"ray", "torch"}
+    check = f"import sys, {modules}; assert not {unwanted} & set(sys.modules)"
+    subprocess.run([sys.executable, "-c", check], cwd=ROOT, check=True)
+
+
+def test_importing_changes_neither_ray_nor_the_environment() -> None:
+    check = """
+import logging, os
+before = dict(os.environ)
+import optuna
+level = optuna.logging.get_verbosity()
+from ray.tune.execution import class_cache
+propagated = set(class_cache.ENV_VARS_TO_PROPAGATE)
+import tune.run, tune.runner, tune.site, tune.simulate, tune.track, analysis.report
+assert optuna.logging.get_verbosity() == level
+assert set(class_cache.ENV_VARS_TO_PROPAGATE) == propagated
+changed = {name for name in os.environ if os.environ[name] != before.get(name)}
+assert not {name for name in changed if name.startswith(("RAY_", "TUNE_"))}, changed
+"""
     subprocess.run([sys.executable, "-c", check], cwd=ROOT, check=True)

@@ -51,7 +51,9 @@ def test_float32_is_usable_and_turns_tf32_off() -> None:
 
 def test_emulated_bfloat16_is_warned_of(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(precision, "cpu_bfloat16_slowdown", lambda: 50.0)
-    message = "^precision bfloat16 is about 50 times slower than float32 on this CPU.*; use float32$"
+    message = (
+        "^precision bfloat16 is about 50 times slower than float32 on this CPU.*; use float32$"
+    )
     with pytest.warns(UserWarning, match=message):
         precision.set_up("bfloat16", CPU)
     assert precision.usable(CPU) == ("float32",)
@@ -72,7 +74,12 @@ def test_slowdown_of_this_cpu_is_measured_once() -> None:
 
 @pytest.mark.parametrize(
     ("name", "dtype"),
-    [("float32", torch.float32), ("tf32", torch.float32), ("bfloat16", torch.bfloat16), ("float16", torch.float16)],
+    [
+        ("float32", torch.float32),
+        ("tf32", torch.float32),
+        ("bfloat16", torch.bfloat16),
+        ("float16", torch.float16),
+    ],
 )
 def test_autocast_is_in_effect_inside_the_context(name: str, dtype: torch.dtype) -> None:
     ones, kernel = torch.ones(1, 2, 4, 4), torch.ones(3, 2, 2, 2)
@@ -100,7 +107,7 @@ def test_full_float32_restores_both_switches(matmul: bool, cudnn: bool, fails: b
 
 @pytest.mark.parametrize("name", PRECISIONS)
 def test_only_float16_scales_gradients(name: str) -> None:
-    first, second = precision.scalers(name, CPU)
+    first, second = precision.scaler(name, CPU), precision.scaler(name, CPU)
     assert first is not second
     assert (first.is_enabled(), second.is_enabled()) == (name == "float16",) * 2
     assert first.scale(torch.tensor(1.0)).item() == (65536.0 if name == "float16" else 1.0)

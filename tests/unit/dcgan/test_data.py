@@ -1,4 +1,5 @@
-"""`dcgan.data` and `dcgan.mnist_mini`: the package's digits, and full MNIST from IDX files and from a server on loopback."""
+"""`dcgan.data` and `dcgan.mnist_mini`: the package's digits, and full MNIST from IDX files and from
+a server on loopback."""
 
 import dataclasses
 import gzip
@@ -26,14 +27,33 @@ from torchvision.datasets import MNIST
 
 from dcgan import data, mnist_mini
 from dcgan.config import TrainConfig
-from dcgan.data import SPLITS, Source, default_data_dir, load_split, resize, source, to_unit_range
+from dcgan.data import (
+    DATASETS,
+    MINI_PATH,
+    SPLITS,
+    Dataset,
+    Source,
+    check_batch,
+    default_data_dir,
+    in_channels,
+    load_split,
+    read_mini,
+    resize,
+    to_unit_range,
+)
 
 load = load_split.__wrapped__  # without the cache
-MINI = mnist_mini.read()
-NAMES = ("train-images-idx3-ubyte", "train-labels-idx1-ubyte", "t10k-images-idx3-ubyte", "t10k-labels-idx1-ubyte")
+MINI = read_mini(MINI_PATH)
+NAMES = (
+    "train-images-idx3-ubyte",
+    "train-labels-idx1-ubyte",
+    "t10k-images-idx3-ubyte",
+    "t10k-labels-idx1-ubyte",
+)
 TRAIN, VALIDATION, TEST = 240, 60, 100  # images of the small stand-in for full MNIST
 
-# digits 0 to 9 in the first 50,000 and the last 10,000 images of MNIST's training file, and in its test file
+# digits 0 to 9 in the first 50,000 and the last 10,000 images of MNIST's training file, and in its
+# test file
 FULL_COUNTS = {
     "train": (4932, 5678, 4968, 5101, 4859, 4506, 4951, 5175, 4842, 4988),
     "validation": (991, 1064, 990, 1030, 983, 915, 967, 1090, 1009, 961),
@@ -63,34 +83,38 @@ def test_mini_holds_no_image_twice() -> None:
 
 
 def test_mini_is_small_enough_to_ship() -> None:
-    assert mnist_mini.PATH.stat().st_size <= 2e6
+    assert MINI_PATH.stat().st_size <= 2e6
 
 
 @pytest.mark.parametrize("kept", [0, 1000, -1])
 def test_a_truncated_mini_is_named(tmp_path: Path, kept: int) -> None:
     path = tmp_path / "mini.npz.xz"
-    path.write_bytes(mnist_mini.PATH.read_bytes()[:kept])
-    with pytest.raises(OSError, match=f"{re.escape(str(path))} is damaged or truncated.*install the package again"):
-        mnist_mini.read(path)
+    path.write_bytes(MINI_PATH.read_bytes()[:kept])
+    with pytest.raises(
+        OSError, match=f"{re.escape(str(path))} is damaged or truncated.*install the package again"
+    ):
+        read_mini(path)
 
 
 @pytest.mark.parametrize("place", [0.0, 0.3, 0.6, 0.9999])
 def test_a_flipped_bit_in_mini_is_noticed(tmp_path: Path, place: float) -> None:
-    content = bytearray(mnist_mini.PATH.read_bytes())
+    content = bytearray(MINI_PATH.read_bytes())
     content[int(place * len(content))] ^= 1
     path = tmp_path / "mini.npz.xz"
     path.write_bytes(content)
     with pytest.raises(OSError, match=f"{re.escape(str(path))} is damaged or truncated"):
-        mnist_mini.read(path)
+        read_mini(path)
 
 
 def test_a_missing_mini_is_named(tmp_path: Path) -> None:
     with pytest.raises(FileNotFoundError, match=re.escape(str(tmp_path / "gone"))):
-        mnist_mini.read(tmp_path / "gone")
+        read_mini(tmp_path / "gone")
 
 
 def test_stratified_keeps_proportions_and_repeats_nothing() -> None:
-    labels = np.repeat(np.arange(10, dtype=np.uint8), [5, 10, 15, 20, 25, 30, 35, 40, 45, 50])  # 275
+    labels = np.repeat(
+        np.arange(10, dtype=np.uint8), [5, 10, 15, 20, 25, 30, 35, 40, 45, 50]
+    )  # 275
     index = mnist_mini.stratified(labels, 100, seed=3)
     assert len(index) == len(set(index.tolist())) == 100
     exact = np.bincount(labels) * 100 / 275
@@ -119,7 +143,12 @@ def test_a_split_has_the_size_and_channels_asked_for(size: int, channels: int) -
 @pytest.mark.parametrize("size", [16, 20, 32, 64])
 def test_resize_agrees_with_pillow(size: int) -> None:
     digits = MINI["test_images"][:50]
-    expected = np.stack([np.array(Image.fromarray(d).resize((size, size), Image.Resampling.BILINEAR)) for d in digits])
+    expected = np.stack(
+        [
+            np.array(Image.fromarray(d).resize((size, size), Image.Resampling.BILINEAR))
+            for d in digits
+        ]
+    )
     got = resize(torch.from_numpy(digits)[:, None], size)[:, 0].numpy()
     assert np.abs(got.astype(int) - expected).max() <= 1  # Pillow rounds between the two axes
 
@@ -136,8 +165,10 @@ def test_a_split_is_loaded_once() -> None:
 def test_source_takes_what_matters_from_the_config() -> None:
     config = TrainConfig(dataset="mnist-mini", image_size=32, channels=3)
     cpu = torch.device("cpu")
-    assert source(config, Path("d"), cpu) == Source("mnist-mini", 32, 3, Path("d"), cpu)
-    assert source(dataclasses.replace(config, seed=9, batch_size=7), Path("d"), cpu) == source(config, Path("d"), cpu)
+    assert config.source("d", cpu) == Source("mnist-mini", 32, 3, Path("d"), cpu)
+    other = dataclasses.replace(config, seed=9, batch_size=7)
+    assert other.source(Path("d"), cpu) == config.source(Path("d"), cpu)
+    assert config.source(None, cpu).data_dir is None
 
 
 @pytest.mark.parametrize(
@@ -152,12 +183,47 @@ def test_unknown_names_are_refused(dataset: str, split: str, message: str) -> No
         load(Source(dataset), split)
 
 
+def test_a_data_set_is_one_entry(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Colours of another size become what the config asks for."""
+    asked = []
+
+    def load_noise(split: str, data_dir: Path) -> tuple[torch.Tensor, torch.Tensor]:
+        asked.append((split, data_dir))
+        rng = torch.Generator().manual_seed(0)
+        images = torch.randint(256, (50, 3, 40, 40), generator=rng, dtype=torch.uint8)
+        return images, torch.arange(50, dtype=torch.int32) % 3
+
+    monkeypatch.setitem(DATASETS, "noise", Dataset(load_noise, size=40, channels=3, classes=3))
+    config = TrainConfig(dataset="noise")
+    images, labels = load(config.source("somewhere", torch.device("cpu")), "validation")
+    assert asked == [("validation", Path("somewhere"))]
+    assert (images.shape, images.dtype) == ((50, 3, 40, 40), torch.uint8)
+    assert labels.dtype == torch.int64
+    grey, _ = load(Source("noise", 16, 1, Path("somewhere")), "train")
+    assert grey.shape == (50, 1, 16, 16)
+
+
+def test_colours_become_grey_by_their_mean() -> None:
+    images = torch.tensor([10, 20, 31], dtype=torch.uint8).reshape(1, 3, 1, 1)
+    assert in_channels(images, 1).flatten().tolist() == [20]
+    assert in_channels(images, 3).flatten().tolist() == [10, 20, 31]
+
+
+def test_a_batch_larger_than_the_split_is_refused() -> None:
+    check_batch(8000, Source("mnist-mini"))
+    message = "^batch_size is 8001; the training split of mnist-mini holds 8000 images$"
+    with pytest.raises(ValueError, match=message):
+        check_batch(8001, Source("mnist-mini"))
+
+
 def test_to_unit_range_is_linear_and_leaves_its_source_alone() -> None:
     grey = torch.arange(256, dtype=torch.uint8)
     mapped = to_unit_range(grey)
     assert mapped.dtype == torch.float32
     assert (mapped[0], mapped[-1]) == (-1, 1)
-    torch.testing.assert_close(mapped.double(), torch.linspace(-1, 1, 256, dtype=torch.float64), rtol=0, atol=2e-7)
+    torch.testing.assert_close(
+        mapped.double(), torch.linspace(-1, 1, 256, dtype=torch.float64), rtol=0, atol=2e-7
+    )
     assert torch.equal(grey, torch.arange(256, dtype=torch.uint8))
 
 
@@ -182,9 +248,15 @@ def files(monkeypatch: pytest.MonkeyPatch) -> dict[str, bytes]:
         labels(MINI["test_labels"][:TEST]),
     )
     made = dict(zip(NAMES, contents, strict=True))
-    monkeypatch.setattr(data, "MNIST_SHA256", {name: hashlib.sha256(content).hexdigest() for name, content in made.items()})
+    monkeypatch.setattr(
+        data,
+        "MNIST_SHA256",
+        {name: hashlib.sha256(content).hexdigest() for name, content in made.items()},
+    )
     monkeypatch.setattr(data, "MNIST_VALIDATION", VALIDATION)
-    monkeypatch.setattr(MNIST, "mirrors", ["http://127.0.0.1:9/"])  # closed: no test reaches the network
+    monkeypatch.setattr(
+        MNIST, "mirrors", ["http://127.0.0.1:9/"]
+    )  # closed: no test reaches the network
     monkeypatch.setenv("no_proxy", "127.0.0.1")
     return made
 
@@ -214,7 +286,9 @@ def test_real_names_and_hashes_are_pinned() -> None:
         ("test", "test", slice(0, TEST)),
     ],
 )
-def test_splits_come_from_the_right_files(tmp_path: Path, split: str, key: str, part: slice) -> None:
+def test_splits_come_from_the_right_files(
+    tmp_path: Path, split: str, key: str, part: slice
+) -> None:
     images, labels = load(Source("mnist", data_dir=tmp_path), split)
     assert np.array_equal(images[:, 0].numpy(), MINI[f"{key}_images"][part])
     assert np.array_equal(labels.numpy(), MINI[f"{key}_labels"][part])
@@ -230,7 +304,9 @@ def test_a_damaged_file_is_named(tmp_path: Path, raw: Path, name: str, harm: str
         content[len(content) // 2] ^= 1
     (raw / name).write_bytes(content)
     for split in ("test",) if name.startswith("t10k") else ("train", "validation"):
-        with pytest.raises(OSError, match=f"{re.escape(str(raw / name))} is damaged or truncated.*delete it"):
+        with pytest.raises(
+            OSError, match=f"{re.escape(str(raw / name))} is damaged or truncated.*delete it"
+        ):
             load(Source("mnist", data_dir=tmp_path), split)
 
 
@@ -239,7 +315,13 @@ def test_without_files_and_network_the_message_names_every_way_out(tmp_path: Pat
     before = socket.getdefaulttimeout()
     with pytest.raises(FileNotFoundError, match="could not be fetched") as caught:
         load(Source("mnist", data_dir=tmp_path / "new"), "train")
-    for part in (*NAMES, str(tmp_path / "new" / "MNIST" / "raw"), "--data-dir", "DCGAN_DATA_DIR", "--dataset mnist-mini"):
+    for part in (
+        *NAMES,
+        str(tmp_path / "new" / "MNIST" / "raw"),
+        "--data-dir",
+        "DCGAN_DATA_DIR",
+        "--dataset mnist-mini",
+    ):
         assert part in str(caught.value)
     assert socket.getdefaulttimeout() == before
 
@@ -260,7 +342,11 @@ def test_a_data_dir_that_cannot_be_made_is_reported_alike(tmp_path: Path) -> Non
 @pytest.mark.usefixtures("raw")
 def test_data_dir_from_the_environment(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("HOME", str(tmp_path / "home"))
-    for value, expected in ((str(tmp_path), tmp_path), ("~/d", tmp_path / "home/d"), ("", tmp_path / "home/.cache/dcgan")):
+    for value, expected in (
+        (str(tmp_path), tmp_path),
+        ("~/d", tmp_path / "home/d"),
+        ("", tmp_path / "home/.cache/dcgan"),
+    ):
         monkeypatch.setenv("DCGAN_DATA_DIR", value)
         assert default_data_dir() == expected
     monkeypatch.delenv("DCGAN_DATA_DIR")
@@ -269,13 +355,15 @@ def test_data_dir_from_the_environment(tmp_path: Path, monkeypatch: pytest.Monke
     assert len(load(Source("mnist"), "test").labels) == TEST
 
 
-def test_mini_is_made_again_from_full_mnist(raw: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_mini_is_made_again_from_full_mnist(
+    raw: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     assert raw.is_dir()
     monkeypatch.setattr(mnist_mini, "SIZES", {"train": 50, "validation": 20, "test": 20})
     first, again = (mnist_mini.make(tmp_path, tmp_path / name) for name in ("a.xz", "b.xz"))
     assert first == again == hashlib.sha256((tmp_path / "a.xz").read_bytes()).hexdigest()
-    monkeypatch.setattr(mnist_mini, "SHA256", first)
-    made = mnist_mini.read(tmp_path / "a.xz")
+    monkeypatch.setattr(data, "MINI_SHA256", first)
+    made = read_mini(tmp_path / "a.xz")
     assert {key: len(value) for key, value in made.items() if key.endswith("labels")} == {
         "train_labels": 50,
         "validation_labels": 20,
@@ -297,21 +385,25 @@ MNIST.mirrors, MNIST.resources = [told["mirror"]], told["resources"]
 data.MNIST_SHA256, data.MNIST_VALIDATION = told["sha256"], told["validation"]
 print("ready", flush=True)
 sys.stdin.readline()
-images = [data.load_split(data.Source("mnist", data_dir=Path(told["data_dir"])), split).images for split in data.SPLITS]
+source = data.Source("mnist", data_dir=Path(told["data_dir"]))
+images = [data.load_split(source, split).images for split in data.SPLITS]
 print(json.dumps([hashlib.sha256(i.numpy().tobytes()).hexdigest() for i in images]))
 """
 
 
 @pytest.fixture
 def mirror(files: dict[str, bytes]) -> Iterator[tuple[str, dict[str, bytes], Counter[str]]]:
-    """A web server of the four files, compressed: its address, what it serves, and how often each was downloaded."""
+    """A web server of the four files, compressed: its address, what it serves, and how often each
+    was downloaded."""
     packed = {f"/{name}.gz": gzip.compress(content) for name, content in files.items()}
     downloads: Counter[str] = Counter()
 
     class Handler(BaseHTTPRequestHandler):
         def do_GET(self) -> None:
             time.sleep(0.05)  # long enough for a second process to come in between
-            if self.headers["Method"] != "HEAD":  # torchvision first looks for redirects, by a GET so labelled
+            if (
+                self.headers["Method"] != "HEAD"
+            ):  # torchvision first looks for redirects, by a GET so labelled
                 downloads[self.path] += 1
             self.send_response(200)
             self.send_header("Content-Length", str(len(packed[self.path])))
@@ -367,14 +459,20 @@ def test_two_processes_fetch_each_file_once(
         here = digests(data_dir)  # at the same time as the child
         there = json.loads(child.communicate(timeout=60)[0])
     n = TRAIN + VALIDATION
-    parts = (MINI["train_images"][:TRAIN], MINI["train_images"][TRAIN:n], MINI["test_images"][:TEST])
+    parts = (
+        MINI["train_images"][:TRAIN],
+        MINI["train_images"][TRAIN:n],
+        MINI["test_images"][:TEST],
+    )
     assert here == there == [hashlib.sha256(part.tobytes()).hexdigest() for part in parts]
     assert downloads == dict.fromkeys(packed, 1)
     assert {name: (data_dir / "MNIST/raw" / name).read_bytes() for name in NAMES} == files
 
 
 def test_a_damaged_download_is_not_taken(
-    mirror: tuple[str, dict[str, bytes], Counter[str]], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    mirror: tuple[str, dict[str, bytes], Counter[str]],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     address, packed, downloads = mirror
     monkeypatch.setattr(MNIST, "mirrors", [address])

@@ -16,8 +16,16 @@ from analysis import confirm
 from analysis.confirm import load_confirm, mean_interval, summarize, verdict, write
 
 SEEDS = [101, 102, 103]
-VALIDATION = {"trial_0003": [12.0, 13.0, 14.0], "trial_0007": [15.0, 16.0, 17.0], "trial_0000": [25.0, 27.0, 29.0]}
-TEST = {"trial_0003": [12.0, 14.0, 16.0], "trial_0007": [15.0, 16.0, 18.5], "trial_0000": [24.0, 28.0, 29.0]}
+VALIDATION = {
+    "trial_0003": [12.0, 13.0, 14.0],
+    "trial_0007": [15.0, 16.0, 17.0],
+    "trial_0000": [25.0, 27.0, 29.0],
+}
+TEST = {
+    "trial_0003": [12.0, 14.0, 16.0],
+    "trial_0007": [15.0, 16.0, 18.5],
+    "trial_0000": [24.0, 28.0, 29.0],
+}
 ESTIMATES = {"trial_0003": 11.0, "trial_0007": 14.0, "trial_0000": None}
 
 
@@ -28,21 +36,38 @@ def write_stage(
     test: dict[str, list[float]] = TEST,
     seeds: list[int] = SEEDS,
 ) -> Path:
-    """A confirm stage whose last candidate is the baseline; each run's best epoch is its second of three."""
-    candidates: list[dict[str, Any]] = [{"trial": name, "estimate": e, "point": {}} for name, e in estimates.items()]
+    """A confirm stage whose last candidate is the baseline; each run's best epoch is its second of
+    three."""
+    candidates: list[dict[str, Any]] = [
+        {"trial": name, "estimate": e, "point": {}} for name, e in estimates.items()
+    ]
     candidates[-1]["baseline"] = True
     folder = run / "confirm"
     folder.mkdir()
-    (folder / "search.json").write_text(json.dumps({"search": "hparams", "candidates": candidates, "seeds": seeds}))
+    (folder / "search.json").write_text(
+        json.dumps({"search": "hparams", "candidates": candidates, "seeds": seeds})
+    )
     for number, (name, (i, seed)) in enumerate(itertools.product(estimates, enumerate(seeds))):
         trial = folder / f"trial_{number:04d}"
         trial.mkdir()
-        (trial / "params.json").write_text(json.dumps({"dataset": "mnist-mini", "epochs": 3, "seed": seed, "replicas": 1}))
+        (trial / "params.json").write_text(
+            json.dumps({"dataset": "mnist-mini", "epochs": 3, "seed": seed})
+        )
         fids = [99.0, validation[name][i], 50.0]
-        protocol = {"eval_samples": 2000, "eval_split": "validation", "extractor": "abc", "fid_real": 0.25, "device": "cpu"}
-        rows = [{"epoch": epoch, "fid": fid, **protocol} for epoch, fid in enumerate(fids, 1)]
+        protocol = {
+            "eval_samples": 2000,
+            "eval_split": "validation",
+            "extractor": "abc",
+            "fid_real": 0.25,
+            "device": "cpu",
+        }
+        rows = [
+            {"lane": 0, "epoch": epoch, "fid": fid, **protocol} for epoch, fid in enumerate(fids, 1)
+        ]
         (trial / "result.json").write_text("".join(json.dumps(row) + "\n" for row in rows))
-        (trial / "test.json").write_text(json.dumps({"fid": test[name][i], "kid": 0.01 * i, "epoch": 2}))
+        (trial / "test.json").write_text(
+            json.dumps({"fid": test[name][i], "kid": 0.01 * i, "epoch": 2})
+        )
     return run
 
 
@@ -64,8 +89,15 @@ def test_runs_are_candidates_times_seeds(tmp_path: Path) -> None:
     frame = load_confirm(write_stage(tmp_path))
     assert len(frame) == 9
     fifth = frame.iloc[5]
-    assert fifth[["candidate", "trial", "seed", "status"]].to_list() == [1, "trial_0007", 103, "finished"]
-    assert fifth[["validation_fid", "test_fid", "test_kid", "test_epoch", "estimate"]].to_list() == [17.0, 18.5, 0.02, 2, 14.0]
+    assert fifth[["candidate", "trial", "seed", "status"]].to_list() == [
+        1,
+        "trial_0007",
+        103,
+        "finished",
+    ]
+    assert fifth[
+        ["validation_fid", "test_fid", "test_kid", "test_epoch", "estimate"]
+    ].to_list() == [17.0, 18.5, 0.02, 2, 14.0]
     assert frame["baseline"].to_list() == [False] * 6 + [True] * 3
     assert frame["estimate"].isna().to_list() == [False] * 6 + [True] * 3
 
@@ -75,11 +107,14 @@ def test_failed_unfinished_and_missing_runs_have_no_scores(tmp_path: Path) -> No
     fail(run, 1)
     remove(run, 4)
     unfinished = run / "confirm" / "trial_0008"
-    (unfinished / "result.json").write_text((unfinished / "result.json").read_text().splitlines()[0] + "\n")
+    (unfinished / "result.json").write_text(
+        (unfinished / "result.json").read_text().splitlines()[0] + "\n"
+    )
     (unfinished / "test.json").unlink()
     frame = load_confirm(run)
     assert frame["status"].to_list() == [
-        "finished", "failed", "finished", "finished", "missing", "finished", "finished", "finished", "unfinished",
+        "finished", "failed", "finished", "finished", "missing", "finished", "finished", "finished",
+        "unfinished",
     ]  # fmt: skip
     assert frame.loc[[1, 4, 8], ["validation_fid", "test_fid"]].isna().all(axis=None)
     summary = summarize(frame)
@@ -91,11 +126,15 @@ def test_failed_unfinished_and_missing_runs_have_no_scores(tmp_path: Path) -> No
     assert summary["difference"].to_list()[:2] == [-12.0, -9.0]
     text = verdict(summary)
     assert text[-1] == "Of the runs, 1 failed and 2 are missing: the means are over the others."
-    assert any("(paired, n = 1): one pair of runs gives no interval." in sentence for sentence in text)
+    assert any(
+        "(paired, n = 1): one pair of runs gives no interval." in sentence for sentence in text
+    )
 
 
 @pytest.mark.parametrize("content", [None, "{"])
-def test_a_finished_run_without_its_test_scores_is_named(content: str | None, tmp_path: Path) -> None:
+def test_a_finished_run_without_its_test_scores_is_named(
+    content: str | None, tmp_path: Path
+) -> None:
     path = write_stage(tmp_path) / "confirm" / "trial_0000" / "test.json"
     path.unlink() if content is None else path.write_text(content)
     with pytest.warns(UserWarning, match=r"trial_0000/test.json is missing or damaged"):
@@ -110,14 +149,21 @@ def test_a_finished_run_without_rows_has_no_scores(tmp_path: Path) -> None:
 
 
 def test_intervals_are_students() -> None:
-    """By hand: 2, 4, 6, 8 have mean 5 and standard error sqrt(20/3)/2; t(0.975, 3) is 3.182446 in every table."""
+    """By hand: 2, 4, 6, 8 have mean 5 and standard error sqrt(20/3)/2; t(0.975, 3) is 3.182446 in
+    every table."""
     half = 3.1824463 * np.sqrt(20 / 3) / 2
-    assert mean_interval(pd.Series([2.0, 4.0, np.nan, 6.0, 8.0])) == pytest.approx((5.0, 5 - half, 5 + half, 4))
+    assert mean_interval(pd.Series([2.0, 4.0, np.nan, 6.0, 8.0])) == pytest.approx(
+        (5.0, 5 - half, 5 + half, 4)
+    )
     expected = stats.ttest_1samp([1.0, 7.0, 8.0, 8.5, 3.0], 0).confidence_interval(0.95)
-    assert mean_interval(pd.Series([1.0, 7.0, 8.0, 8.5, 3.0]))[1:3] == pytest.approx(tuple(expected))
+    assert mean_interval(pd.Series([1.0, 7.0, 8.0, 8.5, 3.0]))[1:3] == pytest.approx(
+        tuple(expected)
+    )
     assert mean_interval(pd.Series([3.0, 3.0])) == (3.0, 3.0, 3.0, 2)
     assert mean_interval(pd.Series([3.0])) == pytest.approx((3.0, np.nan, np.nan, 1), nan_ok=True)
-    assert mean_interval(pd.Series([np.nan])) == pytest.approx((np.nan, np.nan, np.nan, 0), nan_ok=True)
+    assert mean_interval(pd.Series([np.nan])) == pytest.approx(
+        (np.nan, np.nan, np.nan, 0), nan_ok=True
+    )
 
 
 def test_summary_holds_means_intervals_and_paired_differences(tmp_path: Path) -> None:
@@ -133,37 +179,49 @@ def test_summary_holds_means_intervals_and_paired_differences(tmp_path: Path) ->
         assert summary.loc[name, ["test_low", "test_high"]].to_list() == pytest.approx([low, high])
         if trial != "trial_0000":
             low, high = stats.ttest_rel(TEST[trial], TEST["trial_0000"]).confidence_interval(0.95)
-            assert summary.loc[name, ["difference_low", "difference_high"]].to_list() == pytest.approx([low, high])
+            assert summary.loc[
+                name, ["difference_low", "difference_high"]
+            ].to_list() == pytest.approx([low, high])
     assert summary["difference"].to_list()[:2] == [-13.0, -10.5]
     assert summary.loc[2, ["difference", "difference_low", "difference_high"]].isna().all()
     low, high = stats.ttest_rel(TEST["trial_0007"], TEST["trial_0003"]).confidence_interval(0.95)
-    assert summary.loc[1, ["behind", "behind_low", "behind_high", "behind_n"]].to_list() == pytest.approx([2.5, low, high, 3])
+    assert summary.loc[
+        1, ["behind", "behind_low", "behind_high", "behind_n"]
+    ].to_list() == pytest.approx([2.5, low, high, 3])
     assert np.isnan(summary.at[0, "behind"])
 
 
 def test_verdict_of_a_search_that_held(tmp_path: Path) -> None:
     """Differences to the baseline: -12, -14, -13; half an interval is 4.302653 / sqrt(3)."""
     assert verdict(summarize(load_confirm(write_stage(tmp_path)))) == [
-        "The search's best, trial_0003, was estimated at 11.00 and is confirmed at 13.00 [10.52, 15.48] on validation "
-        "(n = 3 fresh seeds), 14.00 [9.03, 18.97] on test: the estimate was 15 % too good.",
-        "Ranking held: yes; Kendall's tau between the search's order and the confirmed order of 2 candidates is 1.00, "
-        "and the confirmed best is trial_0003.",
-        "trial_0003 is better than the baseline by 13.00 [10.52, 15.48] fid on test (paired, n = 3): the interval excludes 0.",
-        "trial_0003 and trial_0007 are the best two on validation; on test the second is behind by 2.50 [1.26, 3.74] "
+        "The search's best, trial_0003, was estimated at 11.00 and is confirmed at 13.00 "
+        "[10.52, 15.48] on validation (n = 3 fresh seeds), 14.00 [9.03, 18.97] on test: the "
+        "estimate was 15 % too good.",
+        "Ranking held: yes; Kendall's tau between the search's order and the confirmed order of 2 "
+        "candidates is 1.00, and the confirmed best is trial_0003.",
+        "trial_0003 is better than the baseline by 13.00 [10.52, 15.48] fid on test "
         "(paired, n = 3): the interval excludes 0.",
+        "trial_0003 and trial_0007 are the best two on validation; on test the second is behind by "
+        "2.50 [1.26, 3.74] (paired, n = 3): the interval excludes 0.",
     ]
 
 
 def test_verdict_of_a_search_that_did_not_hold(tmp_path: Path) -> None:
-    """The confirmed best is second in the search, and the search's best is worse than the baseline, which is told apart."""
+    """The confirmed best is second in the search, and the search's best is worse than the baseline,
+    which is told apart."""
     estimates = {"trial_0007": 18.0, "trial_0001": 19.0, "trial_0000": 30.0}
-    values = {"trial_0007": [30.0, 32.0, 34.0], "trial_0001": [17.0, 12.0, 16.0], "trial_0000": [20.0, 20.0, 21.0]}
+    values = {
+        "trial_0007": [30.0, 32.0, 34.0],
+        "trial_0001": [17.0, 12.0, 16.0],
+        "trial_0000": [20.0, 20.0, 21.0],
+    }
     text = verdict(summarize(load_confirm(write_stage(tmp_path, estimates, values, values))))
     assert "was estimated at 18.00" in text[0]
     assert "the estimate was 44 % too good" in text[0]
     assert text[1] == (
-        "Ranking held: no; Kendall's tau between the search's order and the confirmed order of 3 candidates is -0.33, "
-        "and the confirmed best is trial_0001 (picked on these seeds, so flattered a little itself)."
+        "Ranking held: no; Kendall's tau between the search's order and the confirmed order of 3 "
+        "candidates is -0.33, and the confirmed best is trial_0001 (picked on these seeds, so "
+        "flattered a little itself)."
     )
     assert text[2].startswith("trial_0007 is worse than the baseline by 11.67 [")
     assert text[2].endswith("the interval excludes 0.")
@@ -194,7 +252,9 @@ def test_one_candidate_alone(seeds: list[int], tmp_path: Path) -> None:
     summary, text = write(run)
     assert summary["test_low"].isna().to_list() == [len(seeds) == 1]
     (sentence,) = verdict(summary)
-    assert sentence.startswith("The search's best, trial_0000 (baseline), was estimated at 24.00 and is confirmed at 2")
+    assert sentence.startswith(
+        "The search's best, trial_0000 (baseline), was estimated at 24.00 and is confirmed at 2"
+    )
     assert ("[" in sentence) == (len(seeds) > 1)
     assert "nan" not in text
 
@@ -225,7 +285,9 @@ def test_the_best_that_is_not_confirmed_yet(tmp_path: Path) -> None:
     for number in range(3):
         remove(run, number)
     text = verdict(summarize(load_confirm(run)))
-    assert text[0].endswith("was estimated at 11.00 and is not confirmed: none of its runs has finished.")
+    assert text[0].endswith(
+        "was estimated at 11.00 and is not confirmed: none of its runs has finished."
+    )
     assert text[1].startswith("trial_0007 is better than the baseline by 10.50")
     assert text[-1].startswith("Of the runs, 0 failed and 3 are missing")
 
@@ -259,9 +321,14 @@ def test_written_files_hold_the_answer(
     assert table["test"].to_list() == [14.0, 16.5, 27.0]
 
 
-@pytest.mark.parametrize("content", [None, "{}", '{"candidates": [], "seeds": [1]}', '{"candidates": [{"trial": "a"}]}'])
+@pytest.mark.parametrize(
+    "content", [None, "{}", '{"candidates": [], "seeds": [1]}', '{"candidates": [{"trial": "a"}]}']
+)
 def test_no_confirm_stage_takes_one_line_and_exit_2(
-    content: str | None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    content: str | None,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
 ) -> None:
     write_stage(tmp_path)
     path = tmp_path / "confirm" / "search.json"
@@ -277,5 +344,8 @@ def test_no_confirm_stage_takes_one_line_and_exit_2(
 
 
 def test_it_starts_without_torch_ray_and_optuna() -> None:
-    check = "import sys, analysis.confirm, analysis.rungs; assert not {'torch', 'ray', 'optuna'} & set(sys.modules)"
-    subprocess.run([sys.executable, "-c", check], cwd=Path(__file__).parents[2], check=True)
+    unwanted = {"torch", "ray", "optuna"}
+    check = (
+        f"import sys, analysis.confirm, analysis.rungs; assert not {unwanted} & set(sys.modules)"
+    )
+    subprocess.run([sys.executable, "-c", check], cwd=Path(__file__).parents[3], check=True)

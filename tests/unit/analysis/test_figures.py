@@ -1,4 +1,5 @@
-"""Charts: their numbers against values worked by hand, and that both ways of drawing show these numbers."""
+"""Charts: their numbers against values worked by hand, and that both ways of drawing show these
+numbers."""
 
 import json
 import math
@@ -20,50 +21,58 @@ from PIL import Image
 from analysis import figures
 from analysis.draw import to_plotly, to_png
 from analysis.figures import Axis, Chart, Series, charts
-from analysis.load import RESULTS, load_trials
+from analysis.load import RESULTS, load_trials, over_lanes
 from analysis.tables import compare
 
-ADAM, RMSPROP = {"optimizer": "adam", "generator_lr": 1e-4}, {"optimizer": "rmsprop", "generator_lr": 2e-3}
+ADAM, RMSPROP = (
+    {"optimizer": "adam", "generator_lr": 1e-4},
+    {"optimizer": "rmsprop", "generator_lr": 2e-3},
+)
 
 
-def make(folder: Path, trials: Sequence[tuple[dict[str, Any], str, Sequence[float]]], **columns: Any) -> Path:
-    """A search's folder: settings, status, and the fid of each epoch, of which the n-th takes n seconds (a quarter to
-    evaluate) and reads a peak of 100 n MB; the rest is 1."""
+def make(folder: Path, trials: Sequence[tuple[dict[str, Any], str, Sequence[float]]]) -> Path:
+    """A search's folder: settings, status, and the fid of each epoch, of which the n-th takes n
+    seconds (a quarter to evaluate) and reads a peak of 100 n MB; the rest is 1."""
     folder.mkdir()
     for number, (settings, status, fids) in enumerate(trials):
         path = folder / f"trial_{number:04d}"
         path.mkdir()
-        (path / "params.json").write_text(json.dumps({"epochs": 3, "seed": 0, "replicas": 1} | settings))
+        (path / "params.json").write_text(json.dumps({"epochs": 3, "seed": 0} | settings))
         if status == "failed":
             (path / "error.txt").write_text("FloatingPointError: diverged\n")
         rows = []
         for epoch, fid in enumerate(fids, start=1):
-            row: dict[str, Any] = dict.fromkeys(RESULTS, 1.0) | dict.fromkeys(("eval_split", "extractor", "device"), "x")
-            row |= {"epoch": epoch, "fid": fid, "fid_real": 0.25, "fid_std": 0.0, "peak_memory_bytes": int(1e8) * epoch}
-            rows.append(row | {"seconds_train": 0.75 * epoch, "seconds_eval": 0.25 * epoch} | columns)
+            row: dict[str, Any] = dict.fromkeys(RESULTS, 1.0)
+            row |= dict.fromkeys(("eval_split", "extractor", "device"), "x")
+            row |= {"lane": 0, "epoch": epoch, "fid": fid, "fid_real": 0.25}
+            row |= {"seconds_train": 0.75 * epoch, "seconds_eval": 0.25 * epoch}
+            rows.append(row | {"peak_memory_bytes": int(1e8) * epoch})
         (path / "result.json").write_text("".join(json.dumps(row) + "\n" for row in rows))
-    states = [{"relative_logdir": f"trial_{i:04d}", "status": RAY.get(trial[1], "RUNNING")} for i, trial in enumerate(trials)]
-    data = {"trial_data": [[json.dumps(state), ""] for state in states]}
-    (folder / "experiment_state-x.json").write_text(json.dumps(data))
     return folder
 
 
-RAY = {"finished": "TERMINATED", "stopped": "TERMINATED", "failed": "ERROR"}
+def load_means(run: Path) -> pd.DataFrame:
+    return over_lanes(load_trials(run))
 
 
 @pytest.fixture
 def frame(tmp_path: Path) -> pd.DataFrame:
-    """Six trials, by rank: 0 (9), 2 (10), 4 (12), 1 (13), 5 (20), 3 (90); and 6, which failed before its first epoch."""
+    """Six trials, by rank: 0 (9), 2 (10), 4 (12), 1 (13), 5 (20), 3 (90); and 6, which failed
+    before its first epoch."""
     trials = [
         (ADAM, "finished", [30.0, 20.0, 9.0]), (RMSPROP, "finished", [40.0, 13.0, 14.0]),
         (ADAM, "finished", [25.0, 10.0, 11.0]),
-        (RMSPROP, "stopped", [90.0]), (ADAM, "unfinished", [35.0, 12.0]), (RMSPROP, "finished", [50.0, 22.0, 20.0]),
+        (RMSPROP, "stopped", [90.0]), (ADAM, "unfinished", [35.0, 12.0]),
+        (RMSPROP, "finished", [50.0, 22.0, 20.0]),
         (RMSPROP, "failed", []),
     ]  # fmt: skip
-    return load_trials(make(tmp_path / "run", trials))
+    frame = load_means(make(tmp_path / "run", trials))
+    stopped = frame["trial"] == "trial_0003"  # a study would say so
+    return frame.assign(status=frame["status"].mask(stopped, "stopped"))
 
 
 SETTINGS = ["optimizer", "generator_lr"]
+AXIS = {"name": "CategoricalDistribution", "attributes": {"choices": [1, 2]}}
 
 
 def by_name(chart: Chart | None) -> dict[str, Series]:
@@ -76,11 +85,16 @@ def test_learning_curves_by_hand(frame: pd.DataFrame) -> None:
     assert chart is not None
     shown = by_name(chart)
     assert list(shown) == [
-        "others", "1: trial_0000", "2: trial_0002", "3: trial_0004", "4: trial_0001", "5: trial_0005", "real images",
+        "others", "1: trial_0000", "2: trial_0002", "3: trial_0004", "4: trial_0001",
+        "5: trial_0005", "real images",
     ]  # fmt: skip
     assert (shown["1: trial_0000"].x, shown["1: trial_0000"].y) == ([1, 2, 3], [30, 20, 9])
     assert shown["1: trial_0000"].low is None
-    assert (shown["others"].x, shown["others"].y, shown["others"].faint) == ([1, None], [90, None], True)
+    assert (shown["others"].x, shown["others"].y, shown["others"].faint) == (
+        [1, None],
+        [90, None],
+        True,
+    )
     assert (shown["real images"].x, shown["real images"].y) == ([1, 3], [0.25, 0.25])
     assert shown["real images"].reference
     assert chart.log_y
@@ -89,19 +103,25 @@ def test_learning_curves_by_hand(frame: pd.DataFrame) -> None:
 
 
 def test_one_series_holds_all_others_with_gaps_between(tmp_path: Path) -> None:
-    run = make(tmp_path / "run", [(ADAM, "finished", [float(i + 3), float(i + 2), float(i + 1)]) for i in range(7)])
-    others = by_name(figures.learning_curves(load_trials(run)))["others"]
+    run = make(
+        tmp_path / "run",
+        [(ADAM, "finished", [float(i + 3), float(i + 2), float(i + 1)]) for i in range(7)],
+    )
+    others = by_name(figures.learning_curves(load_means(run)))["others"]
     assert others.x == [1, 2, 3, None] * 2
     assert others.y == [8, 7, 6, None, 9, 8, 7, None]
     assert others.hover == ["trial_0005"] * 4 + ["trial_0006"] * 4
 
 
 def test_the_band_is_one_standard_deviation_over_seeds(tmp_path: Path) -> None:
-    frame = load_trials(make(tmp_path / "run", [(ADAM, "finished", [30.0, 20.0, 5.0])], fid_std=8.0))
+    run = make(tmp_path / "run", [(ADAM, "finished", [30.0, 20.0, 5.0])])
+    frame = load_means(run).assign(fid_std=8.0, lanes=3)
     curve = by_name(figures.learning_curves(frame))["1: trial_0000"]
     assert curve.high == [38, 28, 13]
     assert curve.low == [22, 12, 0.5]  # 5 - 8 has no place on a logarithmic axis: a tenth of 5
-    assert by_name(figures.learning_curves(frame, "kid"))["1: trial_0000"].low is None  # fid_std is of fid alone
+    assert (
+        by_name(figures.learning_curves(frame, "kid"))["1: trial_0000"].low is None
+    )  # fid_std is of fid alone
 
 
 def test_a_metric_may_be_negative_or_better_when_larger(frame: pd.DataFrame) -> None:
@@ -119,8 +139,10 @@ def test_quality_against_time_by_hand(frame: pd.DataFrame) -> None:
     """Epochs end 1, 3 and 6 s after a trial's begin."""
     chart = figures.metric_against_time(frame)
     shown = by_name(chart)
-    assert sorted(zip(shown["epochs of all trials"].x, shown["epochs of all trials"].y, strict=True)) == [
-        (1, 25), (1, 30), (1, 35), (1, 40), (1, 50), (1, 90), (3, 10), (3, 12), (3, 13), (3, 20), (3, 22), (6, 9), (6, 11),
+    epochs = shown["epochs of all trials"]
+    assert sorted(zip(epochs.x, epochs.y, strict=True)) == [
+        (1, 25), (1, 30), (1, 35), (1, 40), (1, 50), (1, 90), (3, 10), (3, 12), (3, 13), (3, 20),
+        (3, 22), (6, 9), (6, 11),
         (6, 14), (6, 20),
     ]  # fmt: skip
     line = shown["best so far"]
@@ -134,7 +156,7 @@ def test_seconds_are_not_known_where_a_row_before_is_lost(tmp_path: Path) -> Non
     run = make(tmp_path / "run", [(ADAM, "finished", [30.0, 20.0, 9.0])])
     path = run / "trial_0000" / "result.json"
     path.write_text(path.read_text().split("\n", 1)[1])
-    assert figures.metric_against_time(load_trials(run)) is None
+    assert figures.metric_against_time(load_means(run)) is None
 
 
 def test_losses_of_the_best_and_the_baseline(frame: pd.DataFrame) -> None:
@@ -148,7 +170,10 @@ def test_losses_of_the_best_and_the_baseline(frame: pd.DataFrame) -> None:
     assert shown["generator, baseline (trial_0001)"].y == [4, 1.3, 1.4]
     assert len(by_name(figures.losses(frame, base={**RMSPROP, "generator_lr": 5.0}))) == 2
     assert len(by_name(figures.losses(frame))) == 2
-    assert next(iter(by_name(figures.losses(frame, base=ADAM)))) == "generator, best, baseline (trial_0000)"
+    assert (
+        next(iter(by_name(figures.losses(frame, base=ADAM))))
+        == "generator, best, baseline (trial_0000)"
+    )
 
 
 def test_parallel_coordinates_by_hand(frame: pd.DataFrame) -> None:
@@ -158,7 +183,9 @@ def test_parallel_coordinates_by_hand(frame: pd.DataFrame) -> None:
     assert [axis.label for axis in chart.axes] == ["optimizer", "generator_lr", "fid"]
     assert (optimizer.texts, optimizer.ticks) == (["adam", "rmsprop"], [0, 1])
     assert (lr.texts, lr.ticks) == (["0.0001", "0.002"], [0, 1])
-    assert optimizer.values == lr.values == [1, 1, 1, 0, 0, 0]  # worst first, so that the best lies on top
+    assert (
+        optimizer.values == lr.values == [1, 1, 1, 0, 0, 0]
+    )  # worst first, so that the best lies on top
     assert fid.values == pytest.approx([90, 20, 13, 12, 10, 9])
     assert figures.parallel_coordinates(frame, []) is None
 
@@ -180,10 +207,14 @@ def test_numeric_axes_are_logarithmic_from_a_decade_on() -> None:
 
 
 def test_importances_as_in_their_table() -> None:
-    table = pd.DataFrame({"setting": ["lr", "beta1"], "ped_anova": [0.7, 0.3], "fanova": math.nan, "n": 20})
+    table = pd.DataFrame(
+        {"setting": ["lr", "beta1"], "ped_anova": [0.7, 0.3], "fanova": math.nan, "n": 20}
+    )
     chart = figures.importances(table)
     assert chart is not None
-    assert [(series.name, series.x, series.y) for series in chart.series] == [("PED-ANOVA", [0.7, 0.3], ["lr", "beta1"])]
+    assert [(series.name, series.x, series.y) for series in chart.series] == [
+        ("PED-ANOVA", [0.7, 0.3], ["lr", "beta1"])
+    ]
     assert chart.categories == ["lr", "beta1"]
     assert "20 finished" in chart.caption
     assert figures.importances(table.assign(ped_anova=math.nan)) is None
@@ -198,7 +229,9 @@ def test_a_factor_as_in_its_table(frame: pd.DataFrame) -> None:
     assert series.x == [9.5, 16.5]
     assert (series.low, series.high) == ([9, 13], [10, 20])
     finished = frame[(frame["optimizer"] == "adam") | (frame["status"] != "finished")]
-    assert figures.factor_comparison(compare(finished, "optimizer")) is None  # one level alone has results
+    assert (
+        figures.factor_comparison(compare(finished, "optimizer")) is None
+    )  # one level alone has results
 
 
 def test_slices_by_hand(frame: pd.DataFrame) -> None:
@@ -209,7 +242,11 @@ def test_slices_by_hand(frame: pd.DataFrame) -> None:
     assert list(zip(shown["finished"].x, shown["finished"].y, strict=True)) == [
         ("adam", 9), ("adam", 10), ("rmsprop", 13), ("rmsprop", 20),
     ]  # fmt: skip
-    assert (shown["stopped"].x, shown["stopped"].y, shown["stopped"].hover) == (["rmsprop"], [90], ["trial_0003"])
+    assert (shown["stopped"].x, shown["stopped"].y, shown["stopped"].hover) == (
+        ["rmsprop"],
+        [90],
+        ["trial_0003"],
+    )
     frame["generator_lr"] = [10.0**-k for k in frame["trial"].str[-1].astype(int)]
     (lr,) = figures.slices(frame, ["generator_lr"])
     assert lr.log_x
@@ -249,8 +286,10 @@ def test_survival_by_hand(frame: pd.DataFrame) -> None:
 
 SUMMARY = pd.DataFrame(
     {
-        "trial": ["trial_0003", "trial_0007", "baseline"], "baseline": [False, True, True], "estimate": [11.0, 14.0, math.nan],
-        "validation": [13.0, 16.0, 27.0], "validation_low": [12.0, 15.0, math.nan], "validation_high": [14.0, 17.0, math.nan],
+        "trial": ["trial_0003", "trial_0007", "baseline"], "baseline": [False, True, True],
+        "estimate": [11.0, 14.0, math.nan],
+        "validation": [13.0, 16.0, 27.0], "validation_low": [12.0, 15.0, math.nan],
+        "validation_high": [14.0, 17.0, math.nan],
         "validation_n": [3, 3, 1],
     }
 )  # fmt: skip
@@ -260,7 +299,11 @@ def test_confirmation_as_in_its_table() -> None:
     chart = figures.confirmation(SUMMARY)
     assert chart is not None
     shown = by_name(chart)
-    assert chart.categories == ["trial_0003 (n = 3)", "trial_0007 (baseline) (n = 3)", "baseline (n = 1)"]
+    assert chart.categories == [
+        "trial_0003 (n = 3)",
+        "trial_0007 (baseline) (n = 3)",
+        "baseline (n = 1)",
+    ]
     assert shown["confirmed mean"].x == [13, 16, 27]
     assert shown["confirmed mean"].low == [12, 15, None]
     assert shown["confirmed mean"].high == [14, 17, None]
@@ -270,14 +313,18 @@ def test_confirmation_as_in_its_table() -> None:
 
 def test_what_a_folder_holds_besides_enters(frame: pd.DataFrame, tmp_path: Path) -> None:
     run = tmp_path / "run"
-    search = {"axes": {"generator_lr": "x"}, "objectives": [{"column": "fid", "mode": "min"}]}
+    search = {"axes": {"generator_lr": AXIS}, "objectives": [{"column": "fid", "mode": "min"}]}
     names = {chart.name for chart in charts(frame, run, search)}
     assert {"slice_generator_lr", "factor_generator_lr"} <= names
     assert not {"slice_optimizer", "importances", "confirmation"} & names
     study = optuna.create_study(storage=f"sqlite:///{run / 'study.db'}")
     for k in range(20):
         distribution = {"generator_lr": FloatDistribution(0, 20)}
-        study.add_trial(create_trial(value=float(k), params={"generator_lr": float(k)}, distributions=distribution))
+        study.add_trial(
+            create_trial(
+                value=float(k), params={"generator_lr": float(k)}, distributions=distribution
+            )
+        )
     SUMMARY.to_csv(run / "confirm.csv")
     assert {"importances", "confirmation"} <= {chart.name for chart in charts(frame, run, search)}
     (run / "confirm.csv").write_text("nonsense\n1\n")
@@ -295,20 +342,32 @@ def test_the_mode_is_the_searchs(frame: pd.DataFrame) -> None:
 
 
 def test_numbers_have_five_digits_and_gaps() -> None:
-    assert figures._numbers([1 / 3, 123456.7, math.nan, None, math.inf, 3]) == [0.33333, 123460, None, None, None, 3]
+    assert figures._numbers([1 / 3, 123456.7, math.nan, None, math.inf, 3]) == [
+        0.33333,
+        123460,
+        None,
+        None,
+        None,
+        3,
+    ]
     assert figures._numbers(pd.Series([1, pd.NA], dtype="Int64")) == [1, None]
 
 
 @pytest.mark.parametrize(
     ("trials", "expected"),
     [
-        ([(ADAM, "finished", [3.0, 2.0, 1.0])], {"learning_curves", "metric_against_time", "losses"}),
+        (
+            [(ADAM, "finished", [3.0, 2.0, 1.0])],
+            {"learning_curves", "metric_against_time", "losses"},
+        ),
         ([(ADAM, "unfinished", [3.0])], {"learning_curves", "metric_against_time", "losses"}),
         ([(ADAM, "failed", [])], set()),
         ([(ADAM, "failed", []), (RMSPROP, "unfinished", [])], {"rung_survival"}),
     ],
 )
-def test_what_the_data_do_not_allow_is_left_out(trials: Any, expected: set[str], tmp_path: Path) -> None:
+def test_what_the_data_do_not_allow_is_left_out(
+    trials: Any, expected: set[str], tmp_path: Path
+) -> None:
     found = charts(load_trials(make(tmp_path / "run", trials)))
     assert {chart.name for chart in found} == expected
     for chart in found:
@@ -316,11 +375,15 @@ def test_what_the_data_do_not_allow_is_left_out(trials: Any, expected: set[str],
         to_png(chart, tmp_path / "x.png")
 
 
-def test_a_trial_without_its_settings_is_drawn_where_it_can_be(frame: pd.DataFrame, tmp_path: Path) -> None:
+def test_a_trial_without_its_settings_is_drawn_where_it_can_be(
+    frame: pd.DataFrame, tmp_path: Path
+) -> None:
     (tmp_path / "run" / "trial_0001" / "params.json").unlink()
     with pytest.warns(UserWarning, match="params.json is missing"):
         lost = load_trials(tmp_path / "run")
-    found = {chart.name: chart for chart in charts(lost, search={"axes": dict.fromkeys(SETTINGS, "x")})}
+    found = {
+        chart.name: chart for chart in charts(lost, search={"axes": dict.fromkeys(SETTINGS, AXIS)})
+    }
     assert len(found["parallel_coordinates"].axes[0].values) == 5
     for chart in found.values():
         to_plotly(chart).to_json()
@@ -328,7 +391,9 @@ def test_a_trial_without_its_settings_is_drawn_where_it_can_be(frame: pd.DataFra
 
 
 def every_chart(frame: pd.DataFrame) -> list[Chart]:
-    table = pd.DataFrame({"setting": ["lr", "beta1"], "ped_anova": [0.7, 0.3], "fanova": [0.6, 0.4], "n": 20})
+    table = pd.DataFrame(
+        {"setting": ["lr", "beta1"], "ped_anova": [0.7, 0.3], "fanova": [0.6, 0.4], "n": 20}
+    )
     frame["fid_std"] = 1.0
     more = [figures.importances(table), figures.confirmation(SUMMARY)]
     return charts(frame, search={"base": RMSPROP}) + [chart for chart in more if chart]
@@ -345,13 +410,32 @@ def test_plotly_shows_the_numbers(frame: pd.DataFrame) -> None:
             assert trace["showlegend"] <= (not series.faint)
             if series.low and series.high and series.kind == "points":
                 error = trace["error_x"]
-                ends = zip(series.x, error["arrayminus"], error["array"], series.low, series.high, strict=True)
-                assert all(x - a == pytest.approx(low) and x + b == pytest.approx(high) for x, a, b, low, high in ends if low)
-        bands = [series for series in chart.series if series.kind == "line" and series.low and series.high]
+                ends = zip(
+                    series.x,
+                    error["arrayminus"],
+                    error["array"],
+                    series.low,
+                    series.high,
+                    strict=True,
+                )
+                assert all(
+                    x - a == pytest.approx(low) and x + b == pytest.approx(high)
+                    for x, a, b, low, high in ends
+                    if low
+                )
+        bands = [
+            series
+            for series in chart.series
+            if series.kind == "line" and series.low and series.high
+        ]
         drawn = [trace["y"] for trace in data if trace.get("fill") == "toself"]
-        assert drawn == [series.high + series.low[::-1] for series in bands if series.high and series.low]
+        assert drawn == [
+            series.high + series.low[::-1] for series in bands if series.high and series.low
+        ]
         if chart.axes:
-            assert [d["values"] for d in data[0]["dimensions"]] == [axis.values for axis in chart.axes]
+            assert [d["values"] for d in data[0]["dimensions"]] == [
+                axis.values for axis in chart.axes
+            ]
             assert data[0]["line"]["color"] == chart.axes[-1].values
 
 
@@ -375,9 +459,19 @@ def test_statuses_look_alike_in_all_charts(frame: pd.DataFrame) -> None:
     assert len(set.union(*looks.values())) == 4
 
 
-@pytest.mark.parametrize("values", [[3.0, 40.0], [0.26, 140.0], [1e-5, 1e4], [5.0, 5.0], [10.0, 100.0], [6.0, 7.0]])
+@pytest.mark.parametrize(
+    "values", [[3.0, 40.0], [0.26, 140.0], [1e-5, 1e4], [5.0, 5.0], [10.0, 100.0], [6.0, 7.0]]
+)
 def test_logarithmic_axes_have_ticks_on_both_sides(values: list[float]) -> None:
-    chart = Chart(name="x", title="", caption="", x="", y="", log_y=True, series=[Series(name="a", x=[1, 2], y=values)])
+    chart = Chart(
+        name="x",
+        title="",
+        caption="",
+        x="",
+        y="",
+        log_y=True,
+        series=[Series(name="a", x=[1, 2], y=values)],
+    )
     ticks = to_plotly(chart).layout.yaxis.tickvals
     assert min(ticks) <= values[0]
     assert max(ticks) >= values[1]
@@ -386,7 +480,10 @@ def test_logarithmic_axes_have_ticks_on_both_sides(values: list[float]) -> None:
 
 
 def test_the_first_category_is_on_top_or_at_the_left(frame: pd.DataFrame) -> None:
-    across, down = figures.slices(frame, ["optimizer"])[0], figures.factor_comparison(compare(frame, "optimizer"))
+    across, down = (
+        figures.slices(frame, ["optimizer"])[0],
+        figures.factor_comparison(compare(frame, "optimizer")),
+    )
     assert down is not None
     assert to_plotly(across).layout.xaxis.range == (-0.5, 1.5)
     assert to_plotly(down).layout.yaxis.range == (1.5, -0.5)
@@ -404,10 +501,13 @@ def test_five_hundred_trials_are_quick() -> None:
     rng = np.random.default_rng(0)
     trials, epochs = np.repeat(np.arange(500), 25), np.tile(np.arange(1, 26), 500)
     frame = pd.DataFrame(dict.fromkeys(RESULTS, 1.0), index=range(12_500)).assign(
-        trial=[f"trial_{trial:04d}" for trial in trials], status="finished", error=pd.NA, seed=0, epoch=epochs,
-        fid_std=1.0, replicas=2,
-        fid=rng.gamma(2, 10, 12_500) + 100 / epochs, generator_lr=10 ** rng.uniform(-4, -2, 500)[trials],
-        beta1=rng.uniform(size=500)[trials], batch_size=rng.choice([64, 128], 500)[trials], device="cpu",
+        trial=[f"trial_{trial:04d}" for trial in trials], status="finished", error=pd.NA, seed=0,
+        epoch=epochs,
+        fid_std=1.0, lanes=2,
+        fid=rng.gamma(2, 10, 12_500) + 100 / epochs,
+        generator_lr=10 ** rng.uniform(-4, -2, 500)[trials],
+        beta1=rng.uniform(size=500)[trials], batch_size=rng.choice([64, 128], 500)[trials],
+        device="cpu",
     )  # fmt: skip
     start = time.process_time()
     found = charts(frame.astype({"epoch": "Int64"}))
@@ -418,8 +518,9 @@ def test_five_hundred_trials_are_quick() -> None:
 
 
 def test_nothing_slow_is_imported_until_something_is_drawn() -> None:
-    check = "import sys, analysis.draw; assert not {'plotly', 'matplotlib', 'torch', 'ray'} & set(sys.modules)"
-    subprocess.run([sys.executable, "-c", check], cwd=Path(__file__).parents[2], check=True)
+    unwanted = {"plotly", "matplotlib", "torch", "ray"}
+    check = f"import sys, analysis.draw; assert not {unwanted} & set(sys.modules)"
+    subprocess.run([sys.executable, "-c", check], cwd=Path(__file__).parents[3], check=True)
 
 
 def test_pyplot_is_never_used(frame: pd.DataFrame, tmp_path: Path) -> None:

@@ -12,25 +12,35 @@ import optuna
 import pytest
 
 from analysis.importance import LEAST_TRIALS, importance
-from analysis.load import STUDY
+from dcgan.schema import STUDY_FILE
 
 Values = float | tuple[float, ...]
 
 
-def study(folder: Path, objective: Callable[[float, str], Values], trials: int, modes: Sequence[str] = ("min",)) -> Path:
-    """A search of x and a choice, and of one setting that never varied; its last trial was stopped."""
+def study(
+    folder: Path,
+    objective: Callable[[float, str], Values],
+    trials: int,
+    modes: Sequence[str] = ("min",),
+) -> Path:
+    """A search of x and a choice, and of one setting that never varied; its last trial was
+    stopped."""
     folder.mkdir(exist_ok=True)
     names = ("fid", "classifier_score")[: len(modes)]
     goals = [{"column": name, "mode": mode} for name, mode in zip(names, modes, strict=True)]
     (folder / "search.json").write_text(json.dumps({"objectives": goals}))
     directions = ["minimize" if mode == "min" else "maximize" for mode in modes]
     made = optuna.create_study(
-        storage=f"sqlite:///{folder / STUDY}", directions=directions, sampler=optuna.samplers.RandomSampler(seed=0)
+        storage=f"sqlite:///{folder / STUDY_FILE}",
+        directions=directions,
+        sampler=optuna.samplers.RandomSampler(seed=0),
     )
 
     def run(trial: optuna.Trial) -> Values:
         trial.suggest_float("never", 1.0, 1.0)
-        return objective(trial.suggest_float("x", 0, 1), trial.suggest_categorical("choice", ["a", "b"]))
+        return objective(
+            trial.suggest_float("x", 0, 1), trial.suggest_categorical("choice", ["a", "b"])
+        )
 
     made.optimize(run, n_trials=trials)
     made.tell(made.ask(), state=optuna.trial.TrialState.FAIL)
@@ -65,7 +75,9 @@ def test_fanova_finds_the_share_of_variance(known: Path) -> None:
     assert importance(known).equals(importance(known))
 
 
-def test_without_scikit_learn_fanova_is_missing(known: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_without_scikit_learn_fanova_is_missing(
+    known: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
     table = importance(known)
     assert table["fanova"].isna().all()
@@ -74,10 +86,14 @@ def test_without_scikit_learn_fanova_is_missing(known: Path, monkeypatch: pytest
 
 def test_each_objective_has_its_own_importances_whichever_way_it_goes(tmp_path: Path) -> None:
     """The score is the higher, the lower x is: as if its negative were to be low."""
-    both = study(tmp_path / "both", lambda x, choice: (float(choice == "a"), -x), 60, ("min", "max"))
+    both = study(
+        tmp_path / "both", lambda x, choice: (float(choice == "a"), -x), 60, ("min", "max")
+    )
     negative = study(tmp_path / "negative", lambda x, choice: x, 60)
     expected = importance(negative).set_index("setting")["ped_anova"].to_dict()
-    assert importance(both, "classifier_score").set_index("setting")["ped_anova"].to_dict() == expected
+    assert (
+        importance(both, "classifier_score").set_index("setting")["ped_anova"].to_dict() == expected
+    )
     assert importance(both).set_index("setting")["ped_anova"].to_dict() != expected
 
 
@@ -89,32 +105,38 @@ def test_too_few_finished_trials_have_no_importances(trials: int, tmp_path: Path
 
 
 def test_a_uri_gives_what_the_folder_does_and_the_folder_stays_as_it_is(known: Path) -> None:
-    before = (known / STUDY).read_bytes(), sorted(known.iterdir())
+    before = (known / STUDY_FILE).read_bytes(), sorted(known.iterdir())
     fsspec.filesystem("memory").put(str(known), "/importance", recursive=True)
     assert importance("memory://importance").equals(importance(known))
     fsspec.filesystem("memory").rm("/importance", recursive=True)
-    assert ((known / STUDY).read_bytes(), sorted(known.iterdir())) == before
+    assert ((known / STUDY_FILE).read_bytes(), sorted(known.iterdir())) == before
 
 
 def test_a_single_setting_has_no_settings_to_rank(tmp_path: Path) -> None:
-    made = optuna.create_study(storage=f"sqlite:///{tmp_path / STUDY}")
+    made = optuna.create_study(storage=f"sqlite:///{tmp_path / STUDY_FILE}")
     made.optimize(lambda trial: 1.0, n_trials=LEAST_TRIALS)
     assert importance(tmp_path).empty
 
 
 def test_errors_name_the_run_and_what_is_allowed(known: Path, tmp_path: Path) -> None:
-    with pytest.raises(ValueError, match="metric is 'kid'; allowed: the objectives of the search, fid"):
+    with pytest.raises(
+        ValueError, match="metric is 'kid'; allowed: the objectives of the search, fid"
+    ):
         importance(known, "kid")
-    with pytest.raises(FileNotFoundError, match=f"no study at {tmp_path}: expected the folder of a search"):
+    with pytest.raises(
+        FileNotFoundError, match=f"no study at {tmp_path}: expected the folder of a search"
+    ):
         importance(tmp_path)
     for content in ("no database", ""):
-        (tmp_path / STUDY).write_text(content)
-        with pytest.raises(ValueError, match=f"{tmp_path}/{STUDY} is damaged or locked"):
+        (tmp_path / STUDY_FILE).write_text(content)
+        with pytest.raises(ValueError, match=f"{tmp_path}/{STUDY_FILE} is damaged or locked"):
             importance(tmp_path)
-        assert (tmp_path / STUDY).read_text() == content
+        assert (tmp_path / STUDY_FILE).read_text() == content
 
 
 def test_what_few_need_is_not_imported_until_it_is_needed() -> None:
     """In a new process, since this one has it already."""
-    check = "import sys, analysis.importance, analysis.tables; assert not {'optuna', 'fsspec', 'torch'} & set(sys.modules)"
-    subprocess.run([sys.executable, "-c", check], cwd=Path(__file__).parents[2], check=True)
+    unwanted = {"optuna", "fsspec", "torch"}
+    modules = "analysis.importance, analysis.tables"
+    check = f"import sys, {modules}; assert not {unwanted} & set(sys.modules)"
+    subprocess.run([sys.executable, "-c", check], cwd=Path(__file__).parents[3], check=True)

@@ -1,0 +1,154 @@
+"""All that changes while lanes train: made new, written into a checkpoint, and restored from one.
+
+Shapes: L lanes of one network.
+"""
+
+import copy
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from dcgan import checkpoint
+from dcgan.config import TrainConfig
+from dcgan.lanes import LaneOptimizers, split_lane
+from dcgan.models import Generator, build
+
+LOOP_STREAM = (
+    1  # the random stream of order and noise; stream 0, the seed itself, draws the weights
+)
+MEANS = ("generator_loss", "discriminator_loss", "d_real", "d_fake")
+CPU_WIDTH = 32  # channels of all lanes that a CPU trains as one network
+
+NETS = ("generator", "discriminator", "average")
+OPTIMIZERS = ("generator_optimizers", "discriminator_optimizers")
+
+
+@dataclass(kw_only=True, slots=True)
+class State:
+    """All that changes while some lanes train as one network (see `dcgan.lanes`)."""
+
+    lanes: Sequence[TrainConfig]
+    generator: nn.Module
+    discriminator: nn.Module
+    average: nn.Module | None
+    """The averaged copy of G, if the config asks for one."""
+    generator_optimizers: LaneOptimizers
+    discriminator_optimizers: LaneOptimizers
+    rngs: list[torch.Generator]
+    """One of each lane, for its order and noise."""
+    updates: Tensor
+    """Their number so far, on the device."""
+    sums: Tensor
+    """Sums of `MEANS` over an epoch's batches, (4, L), on the device: reading them would wait for
+    it."""
+
+    @property
+    def config(self) -> TrainConfig:
+        """What all lanes agree on, but for their `LANE_FIELDS`."""
+        return self.lanes[0]
+
+
+def lanes_per_network(lanes: Sequence[TrainConfig], device: torch.device) -> int:
+    """How many lanes train as one network.
+
+    All on CUDA. On a CPU as many as its cache holds: more than that train fewer images a second
+    than one at a time (docs/log.md).
+    """
+    if device.type == "cuda":
+        return len(lanes)
+    widest = max(lanes[0].generator_width, lanes[0].discriminator_width)
+    return min(len(lanes), max(1, CPU_WIDTH // widest))
+
+
+def new_states(lanes: Sequence[TrainConfig], device: torch.device) -> list[State]:
+    """The states of all lanes before the first epoch, in as many networks as pay; determined by
+    config and device."""
+    most = lanes_per_network(lanes, device)
+    return [new_state(lanes[i : i + most], device) for i in range(0, len(lanes), most)]
+
+
+def new_state(lanes: Sequence[TrainConfig], device: torch.device) -> State:
+    """The state of lanes that train as one network."""
+    generator, discriminator = (to_device(net, device) for net in build(lanes))
+    average = copy.deepcopy(generator).requires_grad_(False) if lanes[0].ema_decay else None
+    return State(
+        lanes=lanes,
+        generator=generator,
+        discriminator=discriminator,
+        average=average,
+        generator_optimizers=LaneOptimizers(
+            generator, lanes, [lane.generator_lr for lane in lanes]
+        ),
+        discriminator_optimizers=LaneOptimizers(
+            discriminator, lanes, [lane.discriminator_lr for lane in lanes]
+        ),
+        rngs=[random_stream(lane.seed, device) for lane in lanes],
+        updates=torch.zeros((), dtype=torch.int64, device=device),
+        sums=torch.zeros(len(MEANS), len(lanes), device=device),
+    )
+
+
+def to_device(net: nn.Module, device: torch.device) -> nn.Module:
+    """The net on the device, channels last: the layout of tensor cores, and a third faster on a CPU
+    (docs/log.md)."""
+    moved: nn.Module = net.to(device, memory_format=torch.channels_last)  # type: ignore[call-overload]
+    return moved
+
+
+def random_stream(seed: int, device: torch.device) -> torch.Generator:
+    """The stream of order and noise of a seed's lane."""
+    drawn = np.random.SeedSequence([seed, LOOP_STREAM]).generate_state(1, np.uint64)[0]
+    return torch.Generator(device).manual_seed(int(drawn >> np.uint64(1)))
+
+
+def generators_to_evaluate(state: State) -> list[nn.Module]:
+    """The G of each lane that is evaluated: the averaged one, if there is one."""
+    net, L = state.average or state.generator, len(state.lanes)
+    if L == 1:
+        return [net]
+    own: list[nn.Module] = []
+    for lane, config in enumerate(state.lanes):
+        generator = Generator(config)
+        generator.load_state_dict(split_lane(net.state_dict(), lane, L))
+        own.append(to_device(generator, state.sums.device))
+    return own
+
+
+def contents(state: State) -> dict[str, Any]:
+    """A state as a checkpoint holds it."""
+    present = [name for name in NETS + OPTIMIZERS if getattr(state, name) is not None]
+    return {
+        **{name: getattr(state, name).state_dict() for name in present},
+        "rngs": [rng.get_state() for rng in state.rngs],
+        "updates": int(state.updates),
+    }
+
+
+def restore(states: list[State], lanes: Sequence[TrainConfig], path: Path | str) -> dict[str, Any]:
+    """Brings new states to where a checkpoint was taken; returns the checkpoint.
+
+    Raises:
+        FileNotFoundError, ValueError: no checkpoint, a damaged one, or one of another config or
+        kind of device.
+    """
+    saved = checkpoint.load(path)
+    checkpoint.check_same_run(path, saved, lanes)
+    device = states[0].sums.device.type
+    if device != saved["device"]:
+        raise ValueError(
+            f"{path} was trained on {saved['device']}, "
+            f"and its random streams cannot go on on {device}; train anew"
+        )
+    for state, content in zip(states, saved["states"], strict=True):
+        for name in NETS + OPTIMIZERS:
+            if name in content:
+                getattr(state, name).load_state_dict(content[name])
+        for rng, drawn in zip(state.rngs, content["rngs"], strict=True):
+            rng.set_state(drawn)
+        state.updates.fill_(content["updates"])
+    return saved

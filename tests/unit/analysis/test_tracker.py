@@ -1,0 +1,246 @@
+"""What is logged to W&B of a search's files, and when: with a recorder in place of W&B, whose own
+files are read back in tests/integration."""
+
+import json
+import shutil
+import sqlite3
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import optuna
+import pytest
+from optuna.trial import TrialState, create_trial
+
+from analysis import tracker
+from analysis.tracker import Tracker
+from dcgan.schema import COLUMNS
+from dcgan.store import Store
+
+TEXTS = {"eval_split": "validation", "extractor": "abc", "device": "cpu"}
+NUMBERS = [name for name in COLUMNS if name not in (*TEXTS, "lane")]
+STATES = (TrialState.COMPLETE, TrialState.PRUNED, TrialState.FAIL, TrialState.RUNNING)
+FIDS = ([30.0, 20.0, 25.0], [40.0], [], [35.0, 32.0])
+
+
+class Recorder:
+    """Stands for a W&B run."""
+
+    def __init__(self, kind: str, config: dict[str, Any]) -> None:
+        self.kind, self.config = kind, config
+        self.steps: list[int] = []
+        self.rows: list[dict[str, Any]] = []
+        self.summary: dict[str, Any] = {}
+        self.tags: tuple[str, ...] = ()
+        self.finished = False
+
+    def log(self, row: dict[str, Any], step: int) -> None:
+        assert not self.finished
+        self.steps.append(step)
+        self.rows.append(row)
+
+    def finish(self) -> None:
+        self.finished = True
+
+
+class Runs(dict[str, Recorder]):
+    """The runs begun, by name; a run begun again goes on in a new recorder."""
+
+    def begin(self, _: Tracker, name: str, kind: str, config: dict[str, Any]) -> Recorder:
+        self[name] = Recorder(kind, config)
+        return self[name]
+
+
+@pytest.fixture
+def runs(monkeypatch: pytest.MonkeyPatch) -> Runs:
+    runs = Runs()
+    monkeypatch.setattr(Tracker, "begin", lambda *arguments: runs.begin(*arguments))
+    monkeypatch.setattr(tracker, "picture", lambda path, caption=None: path.name)
+    return runs
+
+
+@pytest.fixture(scope="module")
+def made(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A search of four trials: finished, stopped, failed in its first epoch, and running."""
+    folder = tmp_path_factory.mktemp("made") / "search"
+    folder.mkdir()
+    (folder / "search.json").write_text(json.dumps({"search": "hparams", "axes": {}}))
+    study = optuna.create_study(storage=f"sqlite:///{folder / 'study.db'}")
+    for number, (state, fids) in enumerate(zip(STATES, FIDS, strict=True)):
+        study.add_trial(
+            create_trial(state=state, value=1.0 if state == TrialState.COMPLETE else None)
+        )
+        trial = folder / f"trial_{number:04d}"
+        trial.mkdir()
+        settings = {"generator_lr": 1e-4 * (number + 1), "epochs": 3, "seed": 0}
+        (trial / "params.json").write_text(json.dumps(settings))
+        write(trial, [row(epoch, fid) for epoch, fid in enumerate(fids, start=1)])
+    study.add_trial(create_trial(state=TrialState.WAITING))  # has no folder yet
+    return folder
+
+
+@pytest.fixture
+def search(made: Path, tmp_path: Path) -> Path:
+    return shutil.copytree(made, tmp_path / "search")
+
+
+def row(epoch: int, fid: float, lane: int = 0) -> dict[str, Any]:
+    numbers = dict.fromkeys(NUMBERS, 1)
+    return numbers | TEXTS | {"lane": lane, "epoch": epoch, "fid": fid, "collapsed": epoch == 1}
+
+
+def write(trial: Path, rows: Sequence[dict[str, Any]]) -> None:
+    (trial / "result.json").write_text("".join(json.dumps(one) + "\n" for one in rows))
+
+
+def set_state(search: Path, number: int, state: str) -> None:
+    with sqlite3.connect(search / "study.db") as database:
+        database.execute("UPDATE trials SET state = ? WHERE number = ?", (state, number))
+    database.close()
+
+
+def logged(search: Path) -> dict[str, Any]:
+    known: dict[str, Any] = json.loads((search / "wandb.json").read_text())["logged"]
+    return known
+
+
+def test_offline_a_trial_is_logged_once_it_has_ended(search: Path, runs: Runs) -> None:
+    tracker = Tracker(Store(search), "offline")
+    tracker.update(last=False)
+    assert list(runs) == ["trial_0000", "trial_0001", "trial_0002"]
+    first = runs["trial_0000"]
+    assert first.steps == [1, 2, 3]
+    assert first.config == {"generator_lr": 1e-4, "epochs": 3, "seed": 0, "replicas": 1}
+    assert [one["fid"] for one in first.rows] == FIDS[0]
+    assert first.rows[0].keys() == {*NUMBERS, "fid_std"}
+    assert first.rows[0]["collapsed"] is True
+    assert first.summary["best/epoch"] == 2
+    assert first.summary["best/fid"] == 20.0
+    assert first.tags == ("hparams", "trial", "finished")
+    assert runs["trial_0001"].summary["status"] == "stopped"
+    assert runs["trial_0002"].steps == []  # failed before its first epoch
+    assert runs["trial_0002"].summary == {"status": "failed"}
+    assert all(run.finished for run in runs.values())
+    assert logged(search)["trial_0000"] == {"epochs": 3, "status": "finished"}
+
+
+def test_nothing_is_logged_twice_by_this_tracker_or_the_next(search: Path, runs: Runs) -> None:
+    tracker = Tracker(Store(search), "offline")
+    tracker.update(last=False)
+    runs.clear()
+    tracker.update(last=False)
+    assert not runs
+    tracker.update(last=True)  # the search was interrupted: what the running trial has so far
+    assert runs["trial_0003"].steps == [1, 2]
+    assert runs["trial_0003"].finished
+    assert list(runs) == ["trial_0003"]
+    runs.clear()
+    Tracker(Store(search), "offline").update(last=True)
+    assert not runs
+
+
+def test_a_resumed_trial_goes_on_after_the_epochs_logged_before(search: Path, runs: Runs) -> None:
+    Tracker(Store(search), "offline").update(last=True)
+    write(search / "trial_0003", [row(epoch, fid) for epoch, fid in enumerate([35, 32, 9], 1)])
+    set_state(search, 3, "COMPLETE")
+    runs.clear()
+    Tracker(Store(search), "offline").update(last=False)
+    assert runs["trial_0003"].steps == [3]
+    assert runs["trial_0003"].summary["best/fid"] == 9
+    assert runs["trial_0003"].summary["status"] == "finished"
+    assert list(runs) == ["trial_0003"]
+
+
+def test_online_running_trials_are_logged_as_they_go(search: Path, runs: Runs) -> None:
+    tracker = Tracker(Store(search), "online")
+    tracker.update(last=False)
+    running = runs["trial_0003"]
+    assert running.steps == [1, 2]
+    assert not running.finished
+    assert running.tags == ("hparams", "trial", "unfinished")
+    write(search / "trial_0003", [row(epoch, 9.0) for epoch in (1, 2, 3)])
+    tracker.update(last=False)
+    assert running.steps == [1, 2, 3]
+    set_state(search, 3, "PRUNED")
+    tracker.update(last=False)
+    assert running.summary["status"] == "stopped"
+    assert running.finished
+    assert runs["trial_0003"] is running
+
+
+def test_at_the_end_runs_are_complete_even_without_news(search: Path, runs: Runs) -> None:
+    tracker = Tracker(Store(search), "online")
+    tracker.update(last=False)
+    assert not runs["trial_0003"].finished
+    tracker.update(last=True)
+    assert runs["trial_0003"].finished
+
+
+def test_files_that_did_not_change_are_not_read_again(
+    search: Path, runs: Runs, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    follower = Tracker(Store(search), "offline")
+    follower.update(last=False)
+    monkeypatch.setattr(tracker, "load_trials", lambda path: pytest.fail(f"{path} is read"))
+    follower.update(last=False)
+
+
+def test_of_several_lanes_the_mean_is_logged(search: Path, runs: Runs) -> None:
+    trial = search / "trial_0000"
+    lanes = [{"generator_lr": 1e-4, "epochs": 3, "seed": seed} for seed in (5, 6)]
+    (trial / "params.json").write_text(json.dumps(lanes))
+    write(trial, [row(1, 10.0, 0), row(1, 14.0, 1), row(2, 8.0, 0), row(2, 6.0, 1)])
+    Tracker(Store(search), "offline").update(last=False)
+    run = runs["trial_0000"]
+    assert run.steps == [1, 2]
+    assert [one["fid"] for one in run.rows] == [12.0, 7.0]
+    assert [one["fid_std"] for one in run.rows] == pytest.approx([8**0.5, 2**0.5])
+    assert [one["seconds_train"] for one in run.rows] == [2, 2]
+    assert run.config == lanes[0] | {"replicas": 2}
+    assert run.summary["best/fid"] == 7.0
+
+
+def test_pictures_go_with_their_epochs(search: Path, runs: Runs) -> None:
+    samples = search / "trial_0000" / "samples"
+    samples.mkdir()
+    for name in ("epoch_001.png", "epoch_003.png", "best.png"):
+        (samples / name).write_bytes(b"x")
+    Tracker(Store(search), "offline").update(last=False)
+    shown = [one.get("samples") for one in runs["trial_0000"].rows]
+    assert shown == ["epoch_001.png", None, "epoch_003.png"]
+    assert runs["trial_0000"].summary["best/samples"] == "best.png"
+
+
+def test_the_confirm_stage_is_logged_too(search: Path, runs: Runs) -> None:
+    stage = search / "confirm"
+    stage.mkdir()
+    shutil.copy(search / "study.db", stage)
+    shutil.copytree(search / "trial_0000", stage / "trial_0000")
+    Tracker(Store(search), "offline").update(last=False)
+    assert runs["confirm/trial_0000"].kind == "confirm"
+    assert runs["confirm/trial_0000"].tags == ("hparams", "confirm", "finished")
+    assert runs["trial_0000"].kind == "trial"
+
+
+def test_a_record_of_an_earlier_version_is_gone_on_with(search: Path, runs: Runs) -> None:
+    told = {"trial_0000": {"epochs": 2, "status": "unfinished"}}
+    record = {"id": "abc", "told": told, "runs": [], "answers": []}
+    (search / "wandb.json").write_text(json.dumps(record))
+    Tracker(Store(search), "offline").update(last=False)
+    assert runs["trial_0000"].steps == [3]
+    assert logged(search)["trial_0000"] == {"epochs": 3, "status": "finished"}
+
+
+def test_a_run_that_was_killed_as_it_wrote_is_logged_again(search: Path, runs: Runs) -> None:
+    for name in ("offline-run-1", "offline-run-2"):
+        (search / "wandb" / name).mkdir(parents=True)
+    record = {"id": "abc", "logged": {}, "runs": ["offline-run-1"], "answers": []}
+    (search / "wandb.json").write_text(json.dumps(record))
+    Tracker(Store(search), "offline")
+    assert [path.name for path in (search / "wandb").iterdir()] == ["offline-run-1"]
+
+
+def test_a_study_that_cannot_be_read_is_an_error(search: Path, runs: Runs) -> None:
+    (search / "study.db").write_text("no database")
+    with pytest.raises(sqlite3.DatabaseError, match="file is not a database"):
+        Tracker(Store(search), "offline").update(last=False)

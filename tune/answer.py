@@ -1,0 +1,88 @@
+"""The answer of a search: its table, the best settings, their digits, what of it held, and the page
+about all of it."""
+
+import sys
+
+import torch
+
+from analysis import confirm, load, report, tables
+from dcgan import checkpoint
+from dcgan.config import read_lanes, write_lanes
+from dcgan.data import load_split, to_unit_range
+from dcgan.images import interpolate, sample, save_grid
+from dcgan.schema import BEST_FILE, CHECKPOINT_FILE, STUDY_FILE, TRIALS_PATTERN
+from tune.plan import Plan, quoted
+
+GRID = 64  # images of a sample grid
+ROWS, STEPS = 8, 10  # strips of interpolated images, and images of each
+
+
+def print_answer(plan: Plan) -> bool:
+    """Prints the table, the best config, its samples and the paths of everything; returns whether
+    there is a best."""
+    if not any(load.is_trial(folder) for folder in plan.folder.glob(TRIALS_PATTERN)):
+        print("no trial has begun")
+        return False
+    table, text = tables.write(plan.folder)
+    print(f"\n{text}\n")
+    ranked = table.dropna(subset=[plan.search.metric])
+    if ranked.empty:
+        print(f"see error.txt in the folders of {plan.folder}")
+        return False
+    best = ranked.iloc[0]
+    trial, value, epoch = best["trial"], best[plan.search.metric], best["best_epoch"]
+    lanes = read_lanes(plan.folder / trial)
+    write_lanes(plan.folder / BEST_FILE, lanes)
+    print(f"best: {trial}, {plan.search.metric} {value:.2f} at epoch {epoch}")
+    print("  " + ", ".join(f"{name} {value}" for name, value in lanes[0].to_dict().items()))
+    written = {
+        "table": "table.csv, table.md",
+        "config": BEST_FILE,
+        "trials": f"{TRIALS_PATTERN}/",
+        "study": STUDY_FILE,
+    }
+    if draw_samples(plan, trial):
+        written |= {
+            "samples": "best.png, interpolation.png",
+            "checkpoint": f"{trial}/{CHECKPOINT_FILE}",
+        }
+    print(f"\neverything is in {plan.location}:")
+    for what, where in written.items():
+        print(f"  {what:<11}{where}")
+    return True
+
+
+def draw_samples(plan: Plan, trial: str) -> bool:
+    """Draws digits of a trial's best generator, strips between two noises, and real digits; returns
+    whether it could."""
+    folder = plan.folder
+    try:
+        plan.store.get(f"{trial}/{CHECKPOINT_FILE}")
+        generator, config, _ = checkpoint.load_generator(folder / trial)
+    except (FileNotFoundError, ValueError) as error:
+        print(f"no samples: {error}", file=sys.stderr)
+        return False
+    save_grid(sample(generator, config.latent_size, GRID), folder / "best.png")
+    strips = interpolate(generator, config.latent_size, STEPS, ROWS, seed=0)
+    save_grid(strips, folder / "interpolation.png", STEPS)
+    source = config.source(plan.data_dir, torch.device("cpu"))
+    real = load_split(source, "validation").images[:GRID]
+    save_grid(to_unit_range(real), folder / "real.png")
+    return True
+
+
+def print_confirmed(plan: Plan) -> None:
+    """Prints how the search's estimates held on fresh seeds."""
+    print(f"\n{confirm.write(plan.folder)[1]}")
+
+
+def write_page(plan: Plan) -> None:
+    """Writes `report.html` and prints where it is."""
+    plan.store.put()
+    page = report.write([plan.location], plan.folder, page_only=True)
+    print(f"\nreport: {plan.location}/{page.name}")
+
+
+def report_command(plan: Plan) -> str:
+    """The command that makes the report again."""
+    return quoted("analysis.report", plan.location)

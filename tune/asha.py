@@ -1,0 +1,56 @@
+"""Ray's ASHA, with the rungs of the study.
+
+Ray leaves the scheduler out of its snapshots, and its rungs are private: `_brackets` and `_rungs`
+are touched here alone.
+"""
+
+import math
+from typing import Any
+
+from ray.tune.experiment import Trial
+from ray.tune.schedulers import ASHAScheduler, TrialScheduler
+
+from tune.ledger import RETRY_OF
+from tune.plan import Plan
+from tune.schedulers import REDUCTION_FACTOR
+from tune.study import StudySearch
+
+
+class Halving(ASHAScheduler):
+    """ASHA (Li et al. 2020, arXiv 1810.05934) whose rungs are those of the study, and which stops
+    what is not finite."""
+
+    def __init__(self, plan: Plan, searcher: StudySearch) -> None:
+        super().__init__(
+            time_attr="epoch",
+            metric=plan.search.metric,
+            mode=plan.search.mode,
+            max_t=plan.epochs,
+            grace_period=plan.grace_period,
+            reduction_factor=REDUCTION_FACTOR,
+        )
+        self.objective = plan.search.metric
+        self.searcher = searcher
+        retried = {trial.user_attrs.get(RETRY_OF) for trial in searcher.past.values()}
+        for number, trial in searcher.past.items():
+            if trial.state.is_finished() and number not in retried:
+                self._record(f"ended {number}", trial.intermediate_values)
+
+    def on_trial_add(self, tune_controller: Any, trial: Trial) -> None:
+        super().on_trial_add(tune_controller, trial)
+        begun = self.searcher.past.get(self.searcher.numbers[trial.trial_id])
+        if begun:
+            values = begun.intermediate_values
+            # that it trained on shows what was decided at all epochs but the last
+            decided = {epoch: values[epoch] for epoch in values if epoch < max(values)}
+            self._record(trial.trial_id, decided)
+
+    def on_trial_result(self, tune_controller: Any, trial: Trial, result: dict[str, Any]) -> str:
+        if not math.isfinite(result[self.objective]):
+            return str(TrialScheduler.STOP)
+        return str(super().on_trial_result(tune_controller, trial, result))
+
+    def _record(self, key: str, values: dict[int, float]) -> None:
+        for rung, recorded in self._brackets[0]._rungs:
+            if int(rung) in values:
+                recorded.setdefault(key, -values[int(rung)])  # Ray maximises

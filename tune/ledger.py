@@ -1,0 +1,164 @@
+"""The ledger of a search: Optuna's study in `study.db`, one transaction a decision.
+
+It holds what was proposed, what every epoch scored, and how each trial ended. Ray's own snapshots
+come ten seconds apart and leave the scheduler out; this is written before a decision takes effect,
+so that a search killed at any moment is rebuilt from it and from the trials' folders.
+"""
+
+import shutil
+import sqlite3
+from functools import partial
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import optuna
+from optuna.storages import RDBStorage
+from optuna.study import StudyDirection
+from optuna.trial import FrozenTrial, TrialState, create_trial
+
+from dcgan.schema import ERROR_FILE, OBJECTIVES, PARAMS_FILE, STUDY_FILE
+from tune.searches import Point, Search
+
+if TYPE_CHECKING:
+    from tune.plan import Plan
+
+STUDY_NAME = "search"  # of the study in its file
+RETRY_OF = "retry_of"  # the number of the failed trial that this one repeats
+
+
+def open_ledger(folder: Path, objectives: tuple[str, ...] = ()) -> optuna.Study:
+    """The study in a search's folder; a new one of these objectives where there is none yet.
+
+    Raises:
+        FileNotFoundError: there is none, and no objectives are given for a new one.
+        ValueError: the file is damaged.
+    """
+    path = folder / STUDY_FILE
+    if not objectives and not path.is_file():
+        raise FileNotFoundError(f"no study at {path}")
+    try:
+        # connected to by its path, since a URL gives meaning to some letters of folder names
+        connect = partial(sqlite3.connect, path)
+        storage = RDBStorage("sqlite://", engine_kwargs={"creator": connect})
+        if objectives:
+            study = optuna.create_study(
+                study_name=STUDY_NAME,
+                storage=storage,
+                directions=[direction(name) for name in objectives],
+                load_if_exists=True,
+            )
+        else:
+            study = optuna.load_study(study_name=None, storage=storage)
+        study.get_trials()  # damage shows on reading
+        return study
+    except Exception as error:  # SQLAlchemy's, by way of Optuna, of many classes
+        reason = " ".join(str(error.__cause__ or error).split())[:200]
+        raise ValueError(
+            f"{path} is damaged ({reason}); "
+            f"its trials can still be read by python -m analysis.tables"
+        ) from error
+
+
+def quiet_optuna() -> None:
+    """Keeps Optuna from announcing each study and trial: called once by whoever runs searches."""
+    optuna.logging.set_verbosity(optuna.logging.WARNING)
+
+
+def direction(objective: str) -> StudyDirection:
+    """Which way an objective is optimised."""
+    maximize = OBJECTIVES[objective] == "max"
+    return StudyDirection.MAXIMIZE if maximize else StudyDirection.MINIMIZE
+
+
+def running(params: Point, distributions: Any, **attributes: Any) -> FrozenTrial:
+    """A trial as it begins, to be added to a study in one transaction."""
+    return create_trial(
+        state=TrialState.RUNNING, params=params, distributions=distributions, user_attrs=attributes
+    )
+
+
+def record_epoch(study: optuna.Study, number: int, epoch: int, value: float) -> None:
+    """Records what an epoch of a running trial scored.
+
+    By way of the storage, a private member of the study: `optuna.Trial.report` refuses studies of
+    several objectives, and a Trial is to be had only from the process that asked for it.
+    """
+    storage = study._storage
+    trial_id = storage.get_trial_id_from_study_id_trial_number(study._study_id, number)
+    storage.set_trial_intermediate_value(trial_id, epoch, value)
+
+
+def recorded_epochs(study: optuna.Study, number: int) -> dict[int, float]:
+    """What is recorded of a trial's epochs, without reading all other trials as the public way
+    does."""
+    storage = study._storage
+    trial_id = storage.get_trial_id_from_study_id_trial_number(study._study_id, number)
+    return storage.get_trial(trial_id).intermediate_values
+
+
+def trial_of(study: optuna.Study, number: int) -> optuna.Trial:
+    """A trial of a study that can go on; Optuna makes one only as it is asked for, so this uses a
+    private id."""
+    return optuna.Trial(study, study.trials[number]._trial_id)
+
+
+def retry_failed(plan: "Plan") -> int:
+    """Begins each failed trial anew, under a new number, from its last checkpoint; returns how
+    many.
+
+    The study keeps the failure; the folder is taken over, so that tables show each setting once.
+    """
+    study = open_ledger(plan.folder)
+    trials = study.get_trials()
+    known = {trial.user_attrs[RETRY_OF] for trial in trials if RETRY_OF in trial.user_attrs}
+    failed = [
+        trial for trial in trials if trial.state == TrialState.FAIL and trial.number not in known
+    ]
+    for trial in failed:
+        study.add_trial(running(trial.params, trial.distributions, **{RETRY_OF: trial.number}))
+    return len(failed)
+
+
+def take_over_folders(plan: "Plan", study: optuna.Study) -> None:
+    """Gives each retry the folder of the trial that it repeats, if it does not have it yet."""
+    store = plan.store
+    for trial in study.get_trials():
+        if RETRY_OF not in trial.user_attrs:
+            continue
+        old = plan.trial_folder(trial.user_attrs[RETRY_OF])
+        new = plan.trial_folder(trial.number)
+        if not old.is_dir():
+            continue
+        store.get(f"{old.name}/*")  # the checkpoint, too
+        # into a storage the settings are put last, so without them the rest may be missing
+        taken = (new / PARAMS_FILE if store.is_mirror else new).exists()
+        if not taken:
+            shutil.rmtree(new, ignore_errors=True)
+            (old / ERROR_FILE).unlink(missing_ok=True)
+            old.rename(new)
+            store.put(*(path for path in new.rglob("*") if path.name != PARAMS_FILE))
+            store.put(new / PARAMS_FILE)
+        store.remove(old.name)
+
+
+def best_points(folder: Path, search: Search, count: int) -> list[Point]:
+    """Settings of the best finished trials of an earlier search; axes that it did not vary stay at
+    the baseline.
+
+    Raises:
+        FileNotFoundError, ValueError: no study there, a damaged one, or no finished trial within
+        this search's ranges.
+    """
+    trials = open_ledger(folder).get_trials(states=[TrialState.COMPLETE])
+    fitting: list[Point] = []
+    for trial in sorted(trials, key=lambda trial: trial.values[0]):
+        shared = {name: trial.params[name] for name in search.axes if name in trial.params}
+        point = search.baseline() | shared
+        if point not in [search.baseline(), *fitting] and search.holds(point):
+            fitting.append(point)
+    if not fitting:
+        raise ValueError(
+            f"--points-from {folder}: no finished trial there lies within the ranges of "
+            f"{', '.join(search.axes)}"
+        )
+    return fitting[:count]

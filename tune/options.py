@@ -1,0 +1,321 @@
+"""What a person asks of a search: the flags of `python -m tune.run`, as data.
+
+`Options` are checked where they are made, saved in `search.json`, and read back on resuming.
+"""
+
+import argparse
+import contextlib
+import dataclasses
+import json
+import os
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from dcgan import cli
+from dcgan.config import MOST_LANES, MOST_SEED
+from dcgan.data import DATASETS
+from dcgan.schema import METRIC, OBJECTIVES, SEARCH_FILE
+from dcgan.settings import check_settings, flag_name, setting
+from dcgan.store import Store, search_store
+from tune.schedulers import SCHEDULERS
+from tune.searches import PRESETS, SEARCHES
+
+SAMPLERS = ("tpe", "random", "grid")
+WANDB_MODES = ("online", "offline", "disabled")
+VERSION = 2  # of search.json
+MACHINE = (
+    "storage",
+    "address",
+    "name",
+    "resume",
+    "retry_failed",
+    "data_dir",
+    "dry_run",
+    "report",
+    "estimate",
+)
+"""Options of a machine or a start, which are never saved."""
+CHANGEABLE = ("confirm", "confirm_seeds", "wandb")
+"""Saved options that a person may change on resuming."""
+ON_RESUMING = (*(name for name in MACHINE if name != "name"), *CHANGEABLE)
+"""Options that may be given with `resume`."""
+OWN_FLAGS = ("dataset", "epochs", "seed", "replicas")
+"""What `set` leaves to a flag of its own."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Options:
+    """What a person asks for. None leaves the choice to the preset, the search or the machines.
+
+    Raises:
+        ValueError: a value that is not allowed; the message names its flag.
+    """
+
+    search: str | None = setting(None, choices=SEARCHES)
+    """What to vary; see below."""
+    preset: str | None = setting(None, choices=PRESETS)
+    """Budget; see below (default: report with a GPU, else demo)."""
+    num_trials: int | None = setting(None, least=1)
+    """Settings to try (default: the preset's)."""
+    epochs: int | None = setting(None, least=1)
+    """Epochs of a trial that is never stopped (default: the preset's)."""
+    width: int | None = setting(None, least=1)
+    """Channels of both nets at the baseline (default: the preset's)."""
+    dataset: str | None = setting(None, choices=DATASETS)
+    """Data set (default: the preset's)."""
+    data_dir: Path | None = None
+    """Folder above MNIST/raw (default: $DCGAN_DATA_DIR or ~/.cache/dcgan)."""
+    sampler: str | None = setting(None, choices=SAMPLERS)
+    """Optuna's TPE, chance, or the original study's own grid (default: tpe)."""
+    scheduler: str | None = setting(None, choices=SCHEDULERS)
+    """What may end trials early: ASHA, or nothing (default: asha; grid or objectives: fifo)."""
+    grace_period: int | None = setting(None, least=1)
+    """Epochs before ASHA's first decision (default: a sixth of a trial's)."""
+    replicas: int = setting(1, least=1, most=MOST_LANES)
+    """Seeds that each trial trains; their mean counts."""
+    objectives: str = METRIC
+    """Columns to optimise, separated by commas, fid first; see below."""
+    points_from: str | None = None
+    """Begin with the best settings of an earlier search: its folder, or its URI."""
+    set: tuple[str, ...] = ()
+    """Fix a setting, such as ema_decay=0.999; may be given several times."""
+    max_concurrent: int | None = setting(None, least=1)
+    """Trials at a time (default: all that fit; 1 repeats exactly)."""
+    gpus_per_trial: str = "0.25"
+    """Share of a GPU that each trial gets, if there is one; auto measures how many fit and pay."""
+    seed: int = setting(0, least=0, most=MOST_SEED)
+    """Seed of the sampler, and of every trial."""
+    confirm: int | None = setting(None, least=0)
+    """Train the best K again on fresh seeds, afterwards; 0: do not (default: the preset's)."""
+    confirm_seeds: int | None = setting(None, least=1)
+    """Fresh seeds of each of them (default: the preset's)."""
+    address: str | None = None
+    """HOST:PORT of the Ray cluster to run on; auto: the one that this machine is part of (default:
+    $RAY_ADDRESS, which Ray sets for jobs, else this machine alone)."""
+    storage: str = "runs"
+    """Folder of all searches, or s3://… or gs://…"""
+    name: str | None = None
+    """This search's folder in the storage (default: the search, date and time)."""
+    resume: str | None = None
+    """Go on with the search of that name."""
+    retry_failed: bool = False
+    """With --resume: begin failed trials anew, from their last epoch."""
+    wandb: str | None = setting(None, choices=WANDB_MODES)
+    """Weights & Biases (default: online where there is a key, else offline)."""
+    report: bool = True
+    """Write report.html at the end."""
+    estimate: bool = True
+    """Measure the cost before the search starts."""
+    dry_run: bool = False
+    """Print the plan and its cost, and stop."""
+
+    def __post_init__(self) -> None:
+        check_settings(self, flag_name)
+        if not self.resume and not self.search:
+            raise ValueError(f"--search is missing; allowed: {', '.join(SEARCHES)}")
+        if self.retry_failed and not self.resume:
+            raise ValueError("--retry-failed goes with --resume NAME")
+        check_folder_name("--name", self.name)
+        check_folder_name("--resume", self.resume)
+        parse_objectives(self.objectives)
+        parse_settings(self.set)
+        parse_share(self.gpus_per_trial)
+
+    @property
+    def columns(self) -> tuple[str, ...]:
+        """The columns to optimise."""
+        return parse_objectives(self.objectives)
+
+    @property
+    def settings(self) -> dict[str, Any]:
+        """Settings of `TrainConfig` that are fixed, whether by `set` or by a flag of their own."""
+        settings = parse_settings(self.set) | {"seed": self.seed}
+        if self.dataset is not None:
+            settings["dataset"] = self.dataset
+        if self.epochs is not None:
+            settings["epochs"] = self.epochs
+        return settings
+
+    @property
+    def share(self) -> float | None:
+        """Share of a GPU for each trial; None has it measured."""
+        return parse_share(self.gpus_per_trial)
+
+    def saved(self) -> dict[str, Any]:
+        """What `search.json` keeps, as JSON values, to go on with."""
+        values = {name: getattr(self, name) for name in SAVED}
+        return values | {"set": list(self.set)}
+
+
+SAVED = tuple(field.name for field in dataclasses.fields(Options) if field.name not in MACHINE)
+"""Options that a search keeps."""
+
+
+def make_parser() -> cli.Parser:
+    """The command line of a search: a flag for each field of `Options`."""
+    searches = "\n".join(
+        f"  {name:<13}{' '.join((function.__doc__ or '').split())}"
+        for name, function in SEARCHES.items()
+    )
+    presets = "\n".join(
+        f"  {preset.name:<13}{preset.dataset}, width {preset.width}, {preset.epochs} epochs, "
+        f"{preset.num_trials} trials"
+        for preset in PRESETS.values()
+    )
+    parser = cli.Parser(
+        prog="python -m tune.run",
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+        description="Search for the DCGAN settings that give the best digits, and end with a "
+        "table.",
+        epilog=f"searches:\n{searches}\n\npresets:\n{presets}\n\nobjectives:\n"
+        f"  {', '.join(OBJECTIVES)}\n\n"
+        "Ctrl-C stops a search and prints the command that goes on with it.",
+    )
+    cli.add_flags(parser, Options)
+    return parser
+
+
+def from_flags(parser: cli.Parser, arguments: Sequence[str] | None = None) -> Options:
+    """The options of a command line; of this process's own where none is given.
+
+    Raises:
+        ValueError: a value that is not allowed.
+    """
+    given = cli.given_flags(parser.parse_args(arguments), Options)
+    if address := os.environ.get("RAY_ADDRESS"):
+        given.setdefault("address", address)
+    return Options(**given)
+
+
+def resumed(options: Options) -> Options:
+    """The saved options of the search to resume, with those of this machine.
+
+    Raises:
+        FileNotFoundError: there is no such search; names those that there are.
+        ValueError: options that cannot change on resuming, or a damaged record.
+    """
+    assert options.resume
+    given = [
+        field.name
+        for field in dataclasses.fields(options)
+        if getattr(options, field.name) != field.default
+    ]
+    if refused := [name for name in given if name not in ON_RESUMING]:
+        flags = ", ".join(map(flag_name, refused))
+        raise ValueError(f"{flags} cannot go with --resume: the search keeps its own settings")
+    record = read_record(search_store(options.storage, options.resume, several=False))
+    kept = record["options"] | {
+        name: getattr(options, name) for name in ON_RESUMING if name in given
+    }
+    return Options(**kept | {"set": tuple(kept["set"]), "resume": options.resume})
+
+
+def read_record(store: Store) -> dict[str, Any]:
+    """A search's `search.json`, as `tune.describe.record` makes it.
+
+    Raises:
+        FileNotFoundError: there is no search in the store; names those beside it.
+        ValueError: the file is damaged, or of another version of this program.
+    """
+    store.get(SEARCH_FILE)
+    if not store.has(SEARCH_FILE):  # a copy may be older than what the storage has now
+        parent, _, name = store.location.rpartition("/")
+        there = ", ".join(store.siblings(SEARCH_FILE)) or "none"
+        raise FileNotFoundError(f"no search {name!r} in {parent}; there: {there}")
+    file = store.folder / SEARCH_FILE
+    hint = "its trials can still be read by python -m analysis.tables"
+    try:
+        record = json.loads(file.read_text(encoding="utf-8"))
+        version = record.get("version")
+    except (ValueError, AttributeError) as error:
+        raise ValueError(f"{file} is damaged ({error}); {hint}") from error
+    if version != VERSION:
+        raise ValueError(
+            f"{file} is of another version of this program ({version or 1}, this one has "
+            f"{VERSION}), so that the search cannot go on; {hint}"
+        )
+    try:
+        check_record(record)
+    except (ValueError, TypeError) as error:
+        raise ValueError(f"{file} is damaged ({error}); {hint}") from error
+    return dict(record)
+
+
+def check_record(record: dict[str, Any]) -> None:
+    """Refuses a record that a search cannot go on with.
+
+    Raises:
+        ValueError, TypeError: something is missing, unknown, or has a value that is not allowed.
+    """
+    if missing := [name for name in ("options", "points", "axes") if name not in record]:
+        raise ValueError(f"it lacks {', '.join(missing)}")
+    options = record["options"]
+    if differing := sorted(set(options) ^ set(SAVED)):
+        raise ValueError(f"its options should have, or should not have, {', '.join(differing)}")
+    Options(**options | {"set": tuple(options["set"])})
+
+
+def parse_objectives(text: str) -> tuple[str, ...]:
+    """Columns to optimise from `fid,seconds_train`.
+
+    Raises:
+        ValueError: an unknown or doubled column, or another than the metric first.
+    """
+    names = tuple(name.strip() for name in text.split(","))
+    if unknown := [name for name in names if name not in OBJECTIVES]:
+        shown = ", ".join(map(repr, unknown))
+        raise ValueError(f"--objectives has {shown}; allowed: {', '.join(OBJECTIVES)}")
+    if names[0] != METRIC or len(set(names)) < len(names):
+        raise ValueError(
+            f"--objectives is {text}; {METRIC} stands first, since it chooses each trial's epoch, "
+            f"and each once"
+        )
+    return names
+
+
+def parse_settings(texts: Iterable[str]) -> dict[str, Any]:
+    """Settings from `key=value` texts, with values in JSON or as bare words.
+
+    Raises:
+        ValueError: there is no `=`, a key stands twice, or there is a flag of its own for it.
+    """
+    settings: dict[str, Any] = {}
+    for text in texts:
+        key, equals, value = (part.strip() for part in text.partition("="))
+        if not equals:
+            raise ValueError(f"--set is {text!r}; expected KEY=VALUE, such as ema_decay=0.999")
+        if key in OWN_FLAGS:
+            raise ValueError(f"--set {text}: use --{key} instead")
+        if key in settings:
+            raise ValueError(f"--set {key} stands twice")
+        try:
+            settings[key] = json.loads(value)
+        except ValueError:
+            settings[key] = value
+    return settings
+
+
+def parse_share(text: str) -> float | None:
+    """The share of a GPU from `0.25`; None from `auto`.
+
+    Raises:
+        ValueError: it is no share.
+    """
+    if text == "auto":
+        return None
+    with contextlib.suppress(ValueError):
+        if 0 < float(text) <= 1:
+            return float(text)
+    raise ValueError(
+        f"--gpus-per-trial is {text}; allowed is above 0, up to 1 (a trial uses one GPU), or auto"
+    )
+
+
+def check_folder_name(flag: str, name: str | None) -> None:
+    """Refuses what is not the name of one folder."""
+    if name is not None and (Path(name).name != name or name == ".."):
+        raise ValueError(
+            f"{flag} is {name!r}; allowed is one folder name; use --storage for where it lies"
+        )

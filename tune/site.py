@@ -1,0 +1,340 @@
+"""What the machines can do, asked once, where trials run: device, precisions, cost, memory."""
+
+import dataclasses
+import math
+import multiprocessing
+import os
+import platform
+import tempfile
+import threading
+import time
+from concurrent.futures import ProcessPoolExecutor
+from datetime import datetime
+from importlib.metadata import version
+from pathlib import Path
+
+import optuna
+import torch
+
+from dcgan import memory, precision
+from dcgan.bench import WARM_UP, ours, seconds, speed
+from dcgan.config import TrainConfig, replicate
+from dcgan.data import check_batch, default_data_dir, load_split
+from dcgan.evaluate import evaluate, load_reference, protocol
+from dcgan.models import build
+from dcgan.schema import LOCK_FILE, SEARCH_FILE
+from dcgan.state import generators_to_evaluate, new_states
+from dcgan.store import Mirror, Store, search_store
+from tune.cluster import Cluster, check_data, check_storage, check_versions, result
+from tune.options import Options
+from tune.plan import Packing, Site
+from tune.question import wanted_search
+from tune.searches import Search, choices_of
+
+CPU_QUOTA = Path("/sys/fs/cgroup/cpu.max")
+SAMPLED_CONFIGS = 4  # of the space, whose epochs are timed
+TIMED_BATCH = 64  # images, at most: a large batch would take long on a CPU
+GAIN = 1.05  # each doubling of the processes on a GPU must train this many times the images
+USABLE = 0.9  # of a GPU's memory; the rest is for what the libraries take late
+PROBE_BATCHES, PROBE_SECONDS = 8, 2.0  # trained at a time, and for how long
+
+
+def survey(options: Options) -> Site:
+    """Asks the machines for all that a plan depends on, and checks what would make a search fail.
+
+    Raises:
+        ValueError: options that cannot work on these machines, or a name that is taken.
+        OSError: no cluster, no data, no place for the results, or machines that differ.
+    """
+    cluster = join(options.address) if options.address else None
+    name = options.resume or options.name or f"{options.search}-{datetime.now():%Y%m%d-%H%M%S}"
+    store = search_store(options.storage, name, several=bool(cluster and cluster.several))
+    if not options.resume:
+        check_free(store)
+    data_dir = options.data_dir.expanduser().absolute() if options.data_dir else None
+    if cluster:
+        site = examine_cluster(options, data_dir, cluster)
+    else:
+        site = examine(options, data_dir or default_data_dir())
+    if isinstance(store, Mirror):
+        check_storage(store, cluster)
+    else:
+        check_writable(store)
+    return dataclasses.replace(site, store=store)
+
+
+def join(address: str) -> Cluster:
+    """The cluster, whose machines agree with this one; says so if trials have to wait for one.
+
+    Raises:
+        ValueError, OSError: there is none, its machines differ, or none can run a trial.
+    """
+    cluster = Cluster(address)
+    check_versions(cluster)
+    if not cluster.check_ready():
+        print(
+            "waiting for a machine that trials can run on, which the cluster starts now", flush=True
+        )
+    return cluster
+
+
+def check_free(store: Store) -> None:
+    """Refuses a place that holds something.
+
+    What is left of a search that was killed as it began, a folder without a record, is nothing.
+
+    Raises:
+        ValueError: it does.
+    """
+    if isinstance(store, Mirror):
+        taken = store.has(SEARCH_FILE)
+    else:
+        files = store.folder.iterdir() if store.folder.exists() else ()
+        taken = any(file.name != LOCK_FILE and file.suffix != ".tmp" for file in files)
+    if taken:
+        raise ValueError(
+            f"{store.location} holds a search; go on with it by --resume {store.folder.name}, or "
+            f"choose another --name"
+        )
+
+
+def check_writable(store: Store) -> None:
+    """Refuses a storage folder that cannot be written.
+
+    Raises:
+        OSError: it cannot.
+    """
+    storage = store.folder.parent
+    try:
+        storage.mkdir(parents=True, exist_ok=True)
+        tempfile.TemporaryFile(dir=storage).close()
+    except OSError as error:
+        raise OSError(
+            f"results cannot be written to {storage} ({error.strerror}); choose a folder by "
+            f"--storage"
+        ) from error
+
+
+def examine_cluster(options: Options, data_dir: Path | None, cluster: Cluster) -> Site:
+    """What a cluster can do: all its CPUs and GPUs, and what one machine where trials run found.
+
+    To measure how many trials share a GPU, that is the machine with the smallest.
+
+    Raises:
+        ValueError, OSError, MemoryError: as `examine`.
+    """
+    if options.share is None and cluster.gpus:
+        cluster.run_on_worker(smallest_gpu_bytes)  # waits until a machine with a GPU has started
+        cluster.refresh()
+        nodes = [node for node in cluster.nodes if node.gpus]
+        calls = [cluster.start(node, smallest_gpu_bytes, gpus=node.gpus) for node in nodes]
+        sizes = dict(zip(nodes, map(result, calls), strict=True))
+        smallest = min(nodes, key=lambda node: sizes[node])
+        site: Site = result(cluster.start(smallest, examine, options, data_dir, gpus=1))
+    else:
+        site = cluster.run_on_worker(examine, options, data_dir)
+    cluster.refresh()
+    search = wanted_search(options, site.device, site.precisions)
+    check_data(cluster, search.base.source(data_dir, torch.device("cpu")))
+    return dataclasses.replace(
+        site,
+        cpus=cluster.cpus,
+        gpus=cluster.gpus,
+        address=cluster.address,
+        nodes=tuple(cluster.nodes),
+    )
+
+
+def smallest_gpu_bytes() -> int:
+    """Memory of this machine's smallest GPU."""
+    devices = range(torch.cuda.device_count())
+    return min(torch.cuda.mem_get_info(device)[1] for device in devices)
+
+
+def examine(options: Options, data_dir: Path | None) -> Site:
+    """What this machine can do; called where trials run.
+
+    Raises:
+        ValueError: options that cannot work here.
+        OSError: the data cannot be had.
+        MemoryError: a GPU has no room for a single trial.
+    """
+    device = precision.default_device()
+    precisions = precision.usable(device)
+    search = wanted_search(options, device.type, precisions)
+    check_trials(search, data_dir, device)
+    site = Site(
+        store=Store(Path()),  # the driver's
+        device=device.type,
+        precisions=precisions,
+        cpus=usable_cpus(),
+        gpus=torch.cuda.device_count() if device.type == "cuda" else 0,
+        data_dir=data_dir,
+        warning=precision.absurdly_slow(search.base.precision, device) or "",
+        versions=versions(),
+        platform=platform.platform(),
+    )
+    if not options.resume:
+        reference = load_reference(search.base.source(data_dir, device), "validation")
+        site = dataclasses.replace(site, protocol=protocol(reference))
+    if options.estimate and not options.resume:
+        seconds = seconds_per_epoch(search, options, data_dir, device)
+        site = dataclasses.replace(site, seconds_per_epoch=seconds)
+    if options.share is None and device.type == "cuda":
+        lanes = replicate(largest(search), options.replicas)
+        cpus = max(1, site.cpus // site.gpus)
+        site = dataclasses.replace(site, packing=measure_packing(lanes, data_dir, device, cpus))
+    return site
+
+
+def check_trials(search: Search, data_dir: Path | None, device: torch.device) -> None:
+    """Finds what would make every trial fail.
+
+    Raises:
+        ValueError: precision or batch size cannot work.
+        OSError: the data cannot be had.
+    """
+    if reason := precision.unsupported(search.base.precision, device):
+        raise ValueError(reason)
+    sizes = [search.base.batch_size]
+    if axis := search.axes.get("batch_size"):
+        sizes += choices_of(axis) or []
+    check_batch(max(sizes), search.base.source(data_dir, device))
+
+
+def versions() -> dict[str, str]:
+    """Versions of Python and of the packages on which a search's course depends."""
+    packages = {package: version(package) for package in ("torch", "ray", "optuna")}
+    return {"python": platform.python_version(), **packages}
+
+
+def usable_cpus() -> int:
+    """CPUs that this process may use: its affinity, and a container's quota.
+
+    `200000 100000` is a quota of two CPUs; `max` is none.
+    """
+    cpus = os.cpu_count() or 1
+    if hasattr(os, "sched_getaffinity"):
+        cpus = len(os.sched_getaffinity(0))
+    if CPU_QUOTA.is_file():
+        quota, *period = CPU_QUOTA.read_text().split()
+        if quota != "max":
+            cpus = min(cpus, max(1, int(quota) // int(period[0])))
+    return cpus
+
+
+def seconds_per_epoch(
+    search: Search, options: Options, data_dir: Path | None, device: torch.device
+) -> float:
+    """The measured time of an epoch of all replicas, with its evaluation: the mean over a few
+    random configs of the space, of which the first is evaluated."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)  # as in a trial
+    study = optuna.create_study(sampler=optuna.samplers.RandomSampler(seed=options.seed))
+    count = SAMPLED_CONFIGS if search.axes else 1
+    configs = [TrainConfig.from_dict(search(study.ask())) for _ in range(count)]
+    source = configs[0].source(data_dir, device)
+    reference = load_reference(source, "validation")
+    (generator,) = generators_to_evaluate(new_states(configs[:1], device)[0])
+    start = time.perf_counter()
+    evaluate(generator, configs[0], reference)  # ends with numbers, for which it waits
+    evaluating = time.perf_counter() - start
+    training = []
+    for config in configs:
+        timed = dataclasses.replace(config, batch_size=min(TIMED_BATCH, config.batch_size))
+        lanes = replicate(timed, options.replicas)
+        images = len(lanes) * len(load_split(config.source(data_dir, device), "train").images)
+        training.append(images / speed(lanes, data_dir, device))
+    torch.set_num_threads(threads)
+    return evaluating * options.replicas + sum(training) / len(training)
+
+
+def largest(search: Search) -> TrainConfig:
+    """The config of a search that takes the most memory: the largest value of each size."""
+    sizes = {}
+    for name, axis in search.axes.items():
+        values = choices_of(axis) or []
+        if values and all(isinstance(value, int) for value in values):
+            sizes[name] = max(values)
+    return TrainConfig.from_dict(search.complete(search.baseline() | sizes))
+
+
+def measure_packing(
+    lanes: list[TrainConfig], data_dir: Path | None, device: torch.device, cpus: int
+) -> Packing:
+    """Measures how many of a search's largest trials share a GPU: one alone gives the memory; as
+    many as fit, side by side, show whether they train more images than one.
+
+    Args:
+        lanes: of the trial.
+        cpus: processes that this machine feeds for each GPU, at most.
+
+    Raises:
+        MemoryError: not even one trial fits.
+    """
+    gpu_bytes = torch.cuda.mem_get_info(device)[0]
+    speed_alone, trial_bytes = measure(lanes, data_dir, device, 1)
+    probed, speed_of_all = max(1, min(cpus, int(USABLE * gpu_bytes / trial_bytes))), 0.0
+    while probed > 1:
+        try:
+            speed_of_all, _ = measure(lanes, data_dir, device, probed)
+            break
+        except MemoryError:  # they take more when they run side by side
+            probed //= 2
+    pays = speed_of_all >= speed_alone * GAIN ** math.log2(probed)
+    return Packing(
+        processes=probed if pays else 1,
+        trial_bytes=trial_bytes,
+        gpu_bytes=gpu_bytes,
+        probed=probed,
+        speed=speed_of_all or speed_alone,
+        speed_alone=speed_alone,
+    )
+
+
+def measure(
+    lanes: list[TrainConfig], data_dir: Path | None, device: torch.device, processes: int
+) -> tuple[float, int]:
+    """Trains a trial's lanes in several processes at the same time, as workers do; they end
+    afterwards. Returns the images a second of all, and the memory of one, bytes.
+
+    Raises:
+        MemoryError: they do not fit.
+    """
+    spawn = multiprocessing.get_context("spawn")
+    with spawn.Manager() as manager, ProcessPoolExecutor(processes, spawn) as pool:
+        barrier = manager.Barrier(processes)
+        runs = [pool.submit(probe, lanes, data_dir, device, barrier) for _ in range(processes)]
+        errors = [error for run in runs if (error := run.exception())]
+        # first what went wrong, then the barriers that this broke
+        for error in sorted(errors, key=lambda e: isinstance(e, threading.BrokenBarrierError)):
+            raise error
+        speeds, sizes = zip(*(run.result() for run in runs), strict=True)
+    return sum(speeds), max(sizes)
+
+
+def probe(
+    lanes: list[TrainConfig],
+    data_dir: Path | None,
+    device: torch.device,
+    barrier: threading.Barrier,
+) -> tuple[float, int]:
+    """Images a second of this process while all of them train, and its memory, bytes."""
+    try:
+        torch.set_num_threads(1)
+        with memory.explained(lanes, device):
+            groups = ours(lanes, data_dir, device)
+            seconds(groups, WARM_UP, device)
+            reference = load_reference(lanes[0].source(data_dir, device), "validation")
+            generator, _ = build(lanes[:1])
+            evaluate(generator.to(device), lanes[0], reference)  # takes memory, too
+        barrier.wait()
+        batches, taken = 0, 0.0
+        while taken < PROBE_SECONDS:
+            taken += seconds(groups, PROBE_BATCHES, device)
+            batches += PROBE_BATCHES
+        barrier.wait()
+        return batches * len(lanes) * lanes[0].batch_size / taken, memory.process_bytes(device)
+    except BaseException:
+        barrier.abort()  # or the others would wait for ever
+        raise
