@@ -16,19 +16,17 @@ import re
 import secrets
 import shutil
 import socket
-import time
-from collections.abc import Callable, Collection, Iterator
+from collections.abc import Collection, Iterator
 from pathlib import Path
 from typing import Any
 
-from dcgan.files import read_rows, replace, write_json, write_rows  # noqa: F401
+from dcgan.files import replace
 from dcgan.schema import DRIVER_FILE, LOCK_FILE, STUDY_FILE
 
 COPIES = Path("~/.cache/dcgan")
 NEVER_UPLOADED = (LOCK_FILE, "*.tmp", ".ray/*", "wandb.log")
 SMALL = ("*.json", "*.txt", "*.csv", "*.md", "*.html", "*.png", "wandb/*")
 """All files but studies, checkpoints and TensorBoard's."""
-UPLOAD_SHARE = 0.05  # of a trial's time
 VERSION_KEYS = ("size", "ETag", "LastModified", "etag", "updated", "mtime", "created")
 PACKAGES = {"s3": "s3fs", "gs": "gcsfs", "gcs": "gcsfs", "az": "adlfs", "abfs": "adlfs"}
 
@@ -265,30 +263,6 @@ class Mirror(Store):
             raise StorageError(
                 f"{self.uri} cannot be {what} from {host}: {type(error).__name__}: {reason}"
             ) from error
-
-
-class Pace:
-    """How often a trial's epochs are uploaded: so that uploads take at most a twentieth of the
-    time.
-
-    What a lost machine costs is the time since the last upload: an epoch, or 20 times what an
-    upload takes.
-
-    Args:
-        always: epochs at which a trial may end.
-    """
-
-    def __init__(self, always: Collection[int]) -> None:
-        self.always = always
-        self.next = 0.0
-
-    def keep(self, epoch: int, put: Callable[[], None]) -> None:
-        """Uploads the epoch, if it is time."""
-        start = time.monotonic()
-        if epoch in self.always or start >= self.next:
-            put()
-            now = time.monotonic()
-            self.next = now + (now - start) / UPLOAD_SHARE
 
 
 def search_store(storage: str, name: str, *, several: bool) -> Store:

@@ -74,7 +74,11 @@ def confirm_plan(plan: Plan, record: dict[str, Any]) -> Plan:
     points = [
         candidate["point"] | {"seed": seed} for candidate in stage["candidates"] for seed in seeds
     ]
-    axes = {**plan.search.axes, "seed": CategoricalDistribution(seeds)}
+    # of the points alone: the baseline may lie outside a grid's values
+    axes = {
+        name: CategoricalDistribution(list(dict.fromkeys(point[name] for point in points)))
+        for name in (*plan.search.axes, "seed")
+    }
     return dataclasses.replace(
         plan,
         search=dataclasses.replace(plan.search, name=CONFIRM_FOLDER, axes=axes),

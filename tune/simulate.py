@@ -299,8 +299,8 @@ def compare_methods(
 def bootstrap_mean(values: Sequence[float], digits: int = 0) -> str:
     """The mean of some values with its 95 % bootstrap interval."""
     mean = statistics.fmean(values)
-    if len(set(values)) == 1:
-        return f"{mean:.{digits}f}"
+    if len(set(values)) == 1:  # of which scipy would warn
+        return f"{mean:.{digits}f} [{mean:.{digits}f}, {mean:.{digits}f}]"
     found = stats.bootstrap(
         (values,), np.mean, n_resamples=10_000, method="percentile", rng=np.random.default_rng(0)
     )

@@ -8,6 +8,7 @@ truth, the trial works in a folder of its own, fetched from the storage as it be
 """
 
 import statistics
+import time
 from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -34,11 +35,12 @@ from dcgan.schema import (
     Row,
     samples_name,
 )
-from dcgan.store import Pace, Store
+from dcgan.store import Store
 
 GRID = 36  # images of a sample grid
 # epochs whose samples are kept, besides the last
 SAMPLED = (1, 2, 3, 5, 8, 13, 21, 34, 55, 89)
+UPLOAD_SHARE = 0.05  # of a trial's time
 EVENTS = "events.out.tfevents.*"  # TensorBoard's files
 TAKE: dict[str, Callable[[list[Any]], Any]] = {"sum": sum, "min": min, "max": max}
 
@@ -108,6 +110,30 @@ def trainable(params: dict[str, Any], *, task: Task) -> None:
         raise
     finally:
         trial.events.close()
+
+
+class Pace:
+    """How often a trial's epochs are uploaded: so that uploads take at most a twentieth of the
+    time.
+
+    What a lost machine costs is the time since the last upload: an epoch, or 20 times what an
+    upload takes.
+
+    Args:
+        always: epochs at which a trial may end.
+    """
+
+    def __init__(self, always: Collection[int]) -> None:
+        self.always = always
+        self.next = 0.0
+
+    def keep(self, epoch: int, put: Callable[[], None]) -> None:
+        """Uploads the epoch, if it is time."""
+        start = time.monotonic()
+        if epoch in self.always or start >= self.next:
+            put()
+            now = time.monotonic()
+            self.next = now + (now - start) / UPLOAD_SHARE
 
 
 class TrialFolder:

@@ -29,8 +29,14 @@ from dcgan.state import LOOP_STREAM, State, generators_to_evaluate, new_state, n
 CPU = torch.device("cpu")
 ROOT = str(Path(__file__).parents[2])
 TINY = TrainConfig(
-    dataset="mnist-mini", image_size=16, generator_width=2, discriminator_width=2, batch_size=1000, epochs=3, seed=5
-)  # fmt: skip
+    dataset="mnist-mini",
+    image_size=16,
+    generator_width=2,
+    discriminator_width=2,
+    batch_size=1000,
+    epochs=3,
+    seed=5,
+)
 EMA = dataclasses.replace(TINY, ema_decay=0.9)
 VARIANTS = {
     "adam": [TINY],
@@ -261,11 +267,17 @@ def assert_is_the_single_run(whole: State, means: list[Row], tolerance: float = 
             assert_moved_alike(ours, theirs, build([config])[0].state_dict())
 
 
-@pytest.mark.parametrize("values", [
-    {}, {"ema_decay": 0.9}, {"optimizer": "rmsprop", "ema_decay": 0.9, "generator_lr": 1e-5, "discriminator_lr": 1e-5},
-    {"extra_convs": 1},
-    {"generator_depth": 3, "discriminator_depth": 1, "image_size": 28}, {"channels": 3, "discriminator_width": 3},
-])  # fmt: skip
+@pytest.mark.parametrize(
+    "values",
+    [
+        {},
+        {"ema_decay": 0.9},
+        {"optimizer": "rmsprop", "ema_decay": 0.9, "generator_lr": 1e-5, "discriminator_lr": 1e-5},
+        {"extra_convs": 1},
+        {"generator_depth": 3, "discriminator_depth": 1, "image_size": 28},
+        {"channels": 3, "discriminator_width": 3},
+    ],
+)
 def test_each_of_several_seeds_is_its_single_run(values: dict[str, Any]) -> None:
     (whole,) = new_states(replicate(dataclasses.replace(TINY, **values), 3), CPU)
     assert_is_the_single_run(whole, one_epoch(whole))
@@ -295,7 +307,7 @@ def test_lanes_are_scored_as_their_single_runs() -> None:
 
 
 def test_lanes_that_differ_in_more_are_refused() -> None:
-    with pytest.raises(ValueError, match="^lane 1 has batch_size 64, lane 0 1000; lanes may"):
+    with pytest.raises(ValueError, match=r"^lane 1 has batch_size 64, lane 0 1000; lanes may"):
         train([TINY, dataclasses.replace(TINY, batch_size=64)], report=ignore)
 
 

@@ -5,25 +5,19 @@ import json
 import os
 import pickle
 import shutil
-import time
-from functools import partial
 from pathlib import Path
 
 import pytest
 
+from dcgan.files import read_rows, replace, write_json, write_rows
 from dcgan.schema import DRIVER_FILE
 from dcgan.store import (
     Mirror,
-    Pace,
     StorageError,
     Store,
     copy_of,
-    read_rows,
-    replace,
     search_store,
     working_copy,
-    write_json,
-    write_rows,
 )
 
 
@@ -301,28 +295,3 @@ def test_searches_beside_one_another_are_found(storage: Path) -> None:
     write(storage.parent / "b" / "search.json", "")
     (storage.parent / "c").mkdir()
     assert copy(storage, "one").siblings("search.json") == ["b", "run"]
-
-
-def test_uploads_take_at_most_a_twentieth_of_the_time(monkeypatch: pytest.MonkeyPatch) -> None:
-    """An epoch takes a second, an upload two: it is worth one every forty seconds, and at epochs
-    that must not be lost."""
-    now = [0.0]
-    monkeypatch.setattr("time.monotonic", lambda: now[0])
-    pace, put = Pace([3, 100]), []
-
-    def upload() -> None:
-        now[0] += 2
-        put.append(epoch)
-
-    for epoch in range(1, 101):
-        now[0] += 1
-        pace.keep(epoch, upload)
-    assert put == [1, 3, 43, 83, 100]
-
-
-def test_uploads_that_cost_nothing_are_made_each_epoch() -> None:
-    pace, put = Pace([]), []
-    for epoch in range(5):
-        pace.keep(epoch, partial(put.append, epoch))
-        time.sleep(0.01)
-    assert put == [0, 1, 2, 3, 4]

@@ -8,13 +8,17 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-import torch
 
 from dcgan.config import TrainConfig
+from dcgan.schema import SEARCH_FILE
+from dcgan.store import Store
 from tune.confirm import candidates, confirm_plan
-from tune.plan import SEARCH_FILE, Plan
-from tune.run import make_parser, read_plan
-from tune.study import StudySearch, open_study, retry_failed, take_over_folders
+from tune.ledger import open_ledger, retry_failed, take_over_folders
+from tune.options import from_flags, make_parser
+from tune.plan import Plan, Site
+from tune.plan import make_plan as plan_of
+from tune.schedulers import SCHEDULERS
+from tune.study import StudySearch
 
 BASELINE = {"generator_lr": 2e-4, "batch_size": 64, "optimizer": "adam"}
 EPOCHS = 9
@@ -22,16 +26,29 @@ EPOCHS = 9
 
 def make_plan(tmp_path: Path, text: str = "", **changes: Any) -> Plan:
     """The plan of a command line, in an empty folder."""
-    arguments = ["--search", "hparams", "--preset", "demo", "--storage", str(tmp_path), "--name", "run", *shlex.split(text)]
-    plan = dataclasses.replace(read_plan(make_parser().parse_args(arguments), torch.device("cpu")), **changes)
+    words = ["--search", "hparams", "--preset", "demo", *shlex.split(text)]
+    options = from_flags(make_parser(), words)
+    site = Site(
+        store=Store(tmp_path / "run"),
+        device="cpu",
+        precisions=("float32", "bfloat16"),
+        cpus=2,
+        gpus=0,
+    )
+    plan = dataclasses.replace(plan_of(options, site), **changes)
     plan.folder.mkdir()
     return plan
 
 
+def stage_of(plan: Plan, top: int, count: int, record: dict[str, Any]) -> Plan:
+    """The confirm stage of so many settings and seeds."""
+    return confirm_plan(dataclasses.replace(plan, confirm=top, confirm_seeds=count), record)
+
+
 def search(plan: Plan, scores: str) -> list[dict[str, Any]]:
-    """Runs a search whose trials score so: `5` finished, `5p` was stopped, `5f` failed after scoring that, `f` before;
-    returns the settings tried."""
-    searcher = StudySearch(plan, open_study(plan.folder, plan.objectives))
+    """Runs a search whose trials score so: `5` finished, `5p` was stopped, `5f` failed after
+    scoring that, `f` before; returns the settings tried."""
+    searcher = StudySearch(plan, open_ledger(plan.folder, plan.objectives))
     for i, text in enumerate(scores.split()):
         trial_id = str(i)
         searcher.suggest(trial_id)
@@ -42,8 +59,10 @@ def search(plan: Plan, scores: str) -> list[dict[str, Any]]:
         if "f" in text:
             searcher.fail(trial_id)
         else:
-            searcher.on_trial_complete(trial_id, {**columns, "epoch": 2 if "p" in text else EPOCHS, "fid": score + 1})
-    return [trial.params for trial in open_study(plan.folder).get_trials()]
+            searcher.on_trial_complete(
+                trial_id, {**columns, "epoch": 2 if "p" in text else EPOCHS, "fid": score + 1}
+            )
+    return [trial.params for trial in open_ledger(plan.folder).get_trials()]
 
 
 @pytest.mark.parametrize(
@@ -52,18 +71,28 @@ def search(plan: Plan, scores: str) -> list[dict[str, Any]]:
         ("9 5 7 6", 2, [(1, 5), (3, 6), (0, 9)]),
         ("9 5 7 6", 1, [(1, 5), (0, 9)]),
         ("9 5 7 6", 9, [(1, 5), (3, 6), (2, 7), (0, 9)]),
-        ("6 5 7 8", 2, [(1, 5), (0, 6)]),  # the baseline is among the best: it stands last, and once
+        (
+            "6 5 7 8",
+            2,
+            [(1, 5), (0, 6)],
+        ),  # the baseline is among the best: it stands last, and once
         ("4 5 7 8", 1, [(0, 4)]),
         ("4 5 7 8", 3, [(1, 5), (2, 7), (0, 4)]),
         ("9 5p 7 1f", 3, [(2, 7), (0, 9)]),  # what was stopped early or failed is no candidate
-        ("9p 5 7", 2, [(1, 5), (2, 7), (0, None)]),  # but the baseline always is, if with no estimate
+        (
+            "9p 5 7",
+            2,
+            [(1, 5), (2, 7), (0, None)],
+        ),  # but the baseline always is, if with no estimate
         ("9f 5 7", 2, [(1, 5), (2, 7), (0, None)]),
         ("f 5 7", 2, [(1, 5), (2, 7), (0, None)]),
         ("9 f f", 3, [(0, 9)]),
         ("9p 5p", 3, [(0, None)]),
     ],
 )
-def test_candidates(scores: str, top: int, expected: list[tuple[int, float | None]], tmp_path: Path) -> None:
+def test_candidates(
+    scores: str, top: int, expected: list[tuple[int, float | None]], tmp_path: Path
+) -> None:
     plan = make_plan(tmp_path)
     tried = search(plan, scores)
     found = candidates(plan, top)
@@ -75,12 +104,23 @@ def test_candidates(scores: str, top: int, expected: list[tuple[int, float | Non
 
 
 def test_a_baseline_that_was_never_tried_is_a_candidate(tmp_path: Path) -> None:
-    plan = make_plan(tmp_path, "--sampler grid")  # the report's grid leaves its own baseline out
+    plan = make_plan(
+        tmp_path, "--sampler grid"
+    )  # the original study's grid leaves its own baseline out
     tried = search(plan, "5 4 3")
     assert BASELINE not in tried
     found = candidates(plan, 2)
     assert [candidate["point"] for candidate in found] == [tried[2], tried[1], BASELINE]
     assert found[-1] == {"trial": None, "estimate": None, "point": BASELINE, "baseline": True}
+
+
+def test_a_baseline_outside_the_grid_is_confirmed(tmp_path: Path) -> None:
+    plan = make_plan(tmp_path, "--sampler grid")
+    search(plan, "5 4 3")
+    stage = stage_of(plan, 1, 1, {})
+    searcher = StudySearch(stage, open_ledger(stage.folder, stage.objectives))
+    rates = [searcher.suggest(str(k))["generator_lr"] for k in range(2)]
+    assert rates == [1e-4, 2e-4]
 
 
 def test_candidates_of_several_objectives_are_the_best_by_the_first(tmp_path: Path) -> None:
@@ -95,7 +135,7 @@ def test_a_baseline_that_was_retried_is_the_retry(tmp_path: Path) -> None:
     for number in (0, 1):
         plan.trial_folder(number).mkdir()
     assert retry_failed(plan) == 1
-    study = open_study(plan.folder)
+    study = open_ledger(plan.folder)
     take_over_folders(plan, study)
     searcher = StudySearch(plan, study)
     searcher.suggest("again")
@@ -107,24 +147,30 @@ def test_a_baseline_that_was_retried_is_the_retry(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize(
     ("text", "count", "seeds"),
-    [("", 2, [1, 2]), ("--seed 5", 3, [6, 7, 8]), ("--replicas 4", 2, [4, 5]), ("--seed 5 --replicas 3", 1, [8])],
+    [
+        ("", 2, [1, 2]),
+        ("--seed 5", 3, [6, 7, 8]),
+        ("--replicas 4", 2, [4, 5]),
+        ("--seed 5 --replicas 3", 1, [8]),
+    ],
 )
 def test_the_seeds_are_fresh(text: str, count: int, seeds: list[int], tmp_path: Path) -> None:
     plan = make_plan(tmp_path, text)
     search(plan, "9 5 7")
-    stage = confirm_plan(plan, 1, count, {})
+    stage = stage_of(plan, 1, count, {})
     assert json.loads((stage.folder / SEARCH_FILE).read_text())["seeds"] == seeds
-    used = range(plan.search.base.seed, plan.search.base.seed + plan.search.base.replicas)
+    used = range(plan.search.base.seed, plan.search.base.seed + plan.replicas)
     assert not set(seeds) & set(used)
     assert [point["seed"] for point in stage.points] == seeds * 2
-    assert (stage.search.base.replicas, stage.scheduler, stage.rungs) == (1, "fifo", [])
+    assert (stage.replicas, stage.scheduler, stage.rungs) == (1, SCHEDULERS["fifo"], [])
 
 
 def test_the_stage_trains_each_candidate_on_each_seed_to_the_end(tmp_path: Path) -> None:
     plan = make_plan(tmp_path, "--replicas 2 --objectives fid,kid")
     tried = search(plan, "9 5 7 6")
-    stage = confirm_plan(plan, 2, 3, {"search": "hparams", "metric": "fid"})
-    assert (stage.folder, stage.num_trials, stage.scheduler, stage.objectives) == (plan.folder / "confirm", 9, "fifo", ("fid",))
+    stage = stage_of(plan, 2, 3, {"search": "hparams", "metric": "fid"})
+    assert (stage.folder, stage.num_trials) == (plan.folder / "confirm", 9)
+    assert (stage.scheduler, stage.objectives) == (SCHEDULERS["fifo"], ("fid",))
     assert (stage.rungs, stage.epochs, stage.slots) == ([], plan.epochs, plan.slots)
     written = json.loads((stage.folder / SEARCH_FILE).read_text())
     assert (written["search"], written["metric"], written["top"]) == ("hparams", "fid", 2)
@@ -133,14 +179,14 @@ def test_the_stage_trains_each_candidate_on_each_seed_to_the_end(tmp_path: Path)
 
     settings = [tried[1], tried[3], BASELINE]
     for k in range(9):  # a session each
-        searcher = StudySearch(stage, open_study(stage.folder, stage.objectives))
+        searcher = StudySearch(stage, open_ledger(stage.folder, stage.objectives))
         assert searcher.remaining == 9 - k
         config = searcher.suggest("trial")
         assert searcher.numbers == {"trial": k}
-        assert config == plan.search.complete(settings[k // 3]) | {"seed": [2, 3, 4][k % 3], "replicas": 1}
+        assert config == plan.search.complete(settings[k // 3]) | {"seed": [2, 3, 4][k % 3]}
         TrainConfig.from_dict(config)
         searcher.on_trial_complete("trial", {"epoch": EPOCHS, "fid": 1.0})
-    assert StudySearch(stage, open_study(stage.folder)).remaining == 0
+    assert StudySearch(stage, open_ledger(stage.folder)).remaining == 0
     assert candidates(plan, 2) == written["candidates"]  # the search's own study is as it was
 
 
@@ -148,8 +194,8 @@ def test_the_stage_trains_each_candidate_on_each_seed_to_the_end(tmp_path: Path)
 def test_other_searches_are_confirmed_too(name: str, runs: int, tmp_path: Path) -> None:
     plan = make_plan(tmp_path, f"--search {name}")
     search(plan, "9 8" if name == "precision" else "9")
-    stage = confirm_plan(plan, 1, 2, {})
-    searcher = StudySearch(stage, open_study(stage.folder, stage.objectives))
+    stage = stage_of(plan, 1, 2, {})
+    searcher = StudySearch(stage, open_ledger(stage.folder, stage.objectives))
     seeds = [(searcher.suggest(str(k)) or {})["seed"] for k in range(stage.num_trials)]
     assert seeds == [1, 2] * (runs // 2)
 
@@ -157,21 +203,27 @@ def test_other_searches_are_confirmed_too(name: str, runs: int, tmp_path: Path) 
 def test_a_stage_once_begun_is_gone_on_with(tmp_path: Path) -> None:
     plan = make_plan(tmp_path, "--num-trials 4")
     search(plan, "9 5 7")
-    first = confirm_plan(plan, 2, 2, {"device": "here"})
+    first = stage_of(plan, 2, 2, {"device": "here"})
     before = (first.folder / SEARCH_FILE).read_bytes()
-    searcher = StudySearch(plan, open_study(plan.folder))
+    searcher = StudySearch(plan, open_ledger(plan.folder))
     searcher.suggest("late")
-    searcher.on_trial_complete("late", {"epoch": EPOCHS, "fid": 1.0})  # better than all, but the choice is made
+    searcher.on_trial_complete(
+        "late", {"epoch": EPOCHS, "fid": 1.0}
+    )  # better than all, but the choice is made
     assert candidates(plan, 2)[0]["trial"] == "trial_0003"
-    assert confirm_plan(plan, 2, 2, {"device": "elsewhere"}) == first
+    again = stage_of(plan, 2, 2, {"device": "elsewhere"})
+    assert (again.points, again.search, again.folder) == (first.points, first.search, first.folder)
     assert (first.folder / SEARCH_FILE).read_bytes() == before
     for top, count in ((1, 2), (2, 3), (3, 3)):
-        message = f"{first.folder} confirms the best 2 on 2 seeds, not {top} on {count}; delete that folder to confirm anew"
+        message = (
+            f"{first.folder} confirms the best 2 on 2 seeds, not {top} on {count}; "
+            f"delete that folder to confirm anew"
+        )
         with pytest.raises(ValueError, match=f"^{re.escape(message)}$"):
-            confirm_plan(plan, top, count, {})
+            stage_of(plan, top, count, {})
     assert (first.folder / SEARCH_FILE).read_bytes() == before
 
 
 def test_a_search_without_a_study_cannot_be_confirmed(tmp_path: Path) -> None:
     with pytest.raises(FileNotFoundError, match="no study at"):
-        confirm_plan(make_plan(tmp_path), 1, 2, {})
+        stage_of(make_plan(tmp_path), 1, 2, {})

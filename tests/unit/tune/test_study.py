@@ -1,7 +1,7 @@
-"""The study as the record of a search: opened, proposed from, told, gone on with; what stops trials and what changes them."""
+"""The study as the record of a search: opened, proposed from, told, gone on with; what stops trials
+and what changes them."""
 
 import dataclasses
-import json
 import math
 import random
 import shlex
@@ -12,40 +12,60 @@ from typing import Any
 
 import optuna
 import pytest
-import torch
-from optuna.distributions import FloatDistribution
+from optuna.distributions import FloatDistribution, IntDistribution
 from optuna.study import StudyDirection
 from optuna.trial import TrialState
 from ray import cloudpickle
-from ray.tune.schedulers import TrialScheduler
+from ray.tune.schedulers import FIFOScheduler, TrialScheduler
 
-from dcgan import checkpoint
-from tune.plan import Plan
+from dcgan.config import TrainConfig
+from dcgan.schema import OBJECTIVES
+from dcgan.store import Store
+from tune.asha import Halving
+from tune.curves import CURVES, Curves
+from tune.describe import describe, record
+from tune.ledger import (
+    RETRY_OF,
+    best_points,
+    open_ledger,
+    record_epoch,
+    retry_failed,
+    running,
+    take_over_folders,
+)
+from tune.options import Options, from_flags, make_parser
+from tune.plan import Plan, Site
+from tune.plan import make_plan as plan_of
 from tune.progress import Progress
-from tune.run import make_parser, read_plan
-from tune.runner import transfer
-from tune.schedulers import RESAMPLE, Halving, Population, make_scheduler
-from tune.searches import DEMO, OBJECTIVES, Search, make_search
-from tune.simulate import SimulatedTrial
-from tune.study import RETRY_OF, StudySearch, best_points, open_study, retry_failed, running, take_over_folders
-from tune.trainable import check_collapse, load_saved
+from tune.schedulers import SCHEDULERS, Scheduler
+from tune.searches import DEMO, SEARCHES, Preset, Search, make_search
+from tune.simulate import SimulatedTrial, simulate
+from tune.study import StudySearch
 
-CPU = torch.device("cpu")
 EPOCHS = DEMO.epochs
 BASELINE = {"generator_lr": 2e-4, "batch_size": 64, "optimizer": "adam"}
 
 
 def make_plan(tmp_path: Path, text: str = "", **changes: Any) -> Plan:
     """The plan of a command line, in an empty folder."""
-    arguments = ["--search", "hparams", "--preset", "demo", "--storage", str(tmp_path), "--name", "run", *shlex.split(text)]
-    plan = dataclasses.replace(read_plan(make_parser().parse_args(arguments), CPU), **changes)
+    options = from_flags(
+        make_parser(), ["--search", "hparams", "--preset", "demo", *shlex.split(text)]
+    )
+    site = Site(
+        store=Store(tmp_path / (options.name or "run")),
+        device="cpu",
+        precisions=("float32",),
+        cpus=2,
+        gpus=0,
+    )
+    plan = dataclasses.replace(plan_of(options, site), **changes)
     plan.folder.mkdir(exist_ok=True)
     return plan
 
 
 def open_search(plan: Plan) -> StudySearch:
     """A session's searcher."""
-    return StudySearch(plan, open_study(plan.folder, plan.objectives))
+    return StudySearch(plan, open_ledger(plan.folder, plan.objectives))
 
 
 def row(epoch: int, fid: float, **columns: float) -> dict[str, Any]:
@@ -73,32 +93,55 @@ def params(study: optuna.Study) -> list[dict[str, Any]]:
 
 
 @pytest.mark.parametrize(
-    "name", ["run", "my run", "what?", "a?b=c&d", "100%", "per%20cent", "a#b", "Prüfung", "a:b@c", "{x}", "it's", "a+b", "a\\b"]
+    "name",
+    [
+        "run",
+        "my run",
+        "what?",
+        "a?b=c&d",
+        "100%",
+        "per%20cent",
+        "a#b",
+        "Prüfung",
+        "a:b@c",
+        "{x}",
+        "it's",
+        "a+b",
+        "a\\b",
+    ],
 )
 def test_a_study_lies_in_any_folder(name: str, tmp_path: Path) -> None:
     folder = tmp_path / name
     folder.mkdir()
-    open_study(folder, ("fid",)).add_trial(running({}, {}))
+    open_ledger(folder, ("fid",)).add_trial(running({}, {}))
     assert [file.name for file in folder.iterdir()] == ["study.db"]
     assert list(tmp_path.iterdir()) == [folder]
-    assert len(open_study(folder).get_trials()) == len(open_study(folder, ("fid",)).get_trials()) == 1
+    assert (
+        len(open_ledger(folder).get_trials())
+        == len(open_ledger(folder, ("fid",)).get_trials())
+        == 1
+    )
 
 
 def test_a_study_keeps_its_directions(tmp_path: Path) -> None:
     columns = ("fid", "seconds_train", "sample_coverage")
-    study = open_study(tmp_path, columns)
-    assert study.directions == [StudyDirection.MINIMIZE, StudyDirection.MINIMIZE, StudyDirection.MAXIMIZE]
-    assert open_study(tmp_path).directions == study.directions
+    study = open_ledger(tmp_path, columns)
+    assert study.directions == [
+        StudyDirection.MINIMIZE,
+        StudyDirection.MINIMIZE,
+        StudyDirection.MAXIMIZE,
+    ]
+    assert open_ledger(tmp_path).directions == study.directions
 
 
 def test_the_direction_of_each_objective(tmp_path: Path) -> None:
-    directions = open_study(tmp_path, tuple(OBJECTIVES)).directions
+    directions = open_ledger(tmp_path, tuple(OBJECTIVES)).directions
     assert [direction.name.lower()[:3] for direction in directions] == list(OBJECTIVES.values())
 
 
 def test_a_study_that_is_not_there(tmp_path: Path) -> None:
     with pytest.raises(FileNotFoundError, match=r"^no study at .*gone/study\.db$"):
-        open_study(tmp_path / "gone")
+        open_ledger(tmp_path / "gone")
     assert not list(tmp_path.iterdir())
 
 
@@ -126,22 +169,29 @@ DAMAGES = {
 
 @pytest.mark.parametrize("objectives", [(), ("fid",)], ids=["read", "go on"])
 @pytest.mark.parametrize("damage", DAMAGES)
-def test_a_damaged_study_is_refused_by_name(damage: str, objectives: tuple[str, ...], whole: bytes, tmp_path: Path) -> None:
+def test_a_damaged_study_is_refused_by_name(
+    damage: str, objectives: tuple[str, ...], whole: bytes, tmp_path: Path
+) -> None:
     (tmp_path / "study.db").write_bytes(DAMAGES[damage](whole))
-    with pytest.raises(ValueError, match=rf"^{tmp_path}/study\.db is damaged \(.*read by python -m analysis\.tables"):
-        open_study(tmp_path, objectives).get_trials()
+    with pytest.raises(
+        ValueError,
+        match=rf"^{tmp_path}/study\.db is damaged \(.*read by python -m analysis\.tables",
+    ):
+        open_ledger(tmp_path, objectives).get_trials()
 
 
-def test_damage_anywhere_is_noticed_on_opening_or_does_no_harm(whole: bytes, tmp_path: Path) -> None:
+def test_damage_anywhere_is_noticed_on_opening_or_does_no_harm(
+    whole: bytes, tmp_path: Path
+) -> None:
     file = tmp_path / "study.db"
     file.write_bytes(whole)
-    trials = open_study(tmp_path).get_trials()
+    trials = open_ledger(tmp_path).get_trials()
     refused = 0
     for page in range(1, len(whole) // 4096, 2):
         noise = random.Random(page).randbytes(4096)
         file.write_bytes(whole[: page * 4096] + noise + whole[(page + 1) * 4096 :])
         try:
-            study = open_study(tmp_path)
+            study = open_ledger(tmp_path)
         except ValueError as error:
             assert str(error).startswith(f"{file} is damaged (")  # noqa: PT017, since not every page need be refused
             refused += 1
@@ -155,7 +205,7 @@ def test_a_database_of_something_else_is_refused(tmp_path: Path) -> None:
         database.execute("create table letters (word text)")
     database.close()
     with pytest.raises(ValueError, match=r"study\.db is damaged"):
-        open_study(tmp_path)
+        open_ledger(tmp_path)
 
 
 # Proposals
@@ -165,7 +215,10 @@ def test_a_database_of_something_else_is_refused(tmp_path: Path) -> None:
 def test_proposals_depend_on_seed_and_number_alone(sampler: str, tmp_path: Path) -> None:
     """One session, or one for each trial."""
     text = f"--epochs 4 --sampler {sampler} --num-trials 6"
-    once, often = make_plan(tmp_path, f"{text} --name once"), make_plan(tmp_path, f"{text} --name often")
+    once, often = (
+        make_plan(tmp_path, f"{text} --name once"),
+        make_plan(tmp_path, f"{text} --name often"),
+    )
     searcher = open_search(once)
     for i in range(6):
         searcher.suggest(str(i))
@@ -175,12 +228,15 @@ def test_proposals_depend_on_seed_and_number_alone(sampler: str, tmp_path: Path)
         session.suggest("another name")
         train(session, "another name", epochs=4 if i % 2 else 2)
     assert open_search(often).remaining == 0
-    assert params(open_study(once.folder)) == params(open_study(often.folder))
+    assert params(open_ledger(once.folder)) == params(open_ledger(often.folder))
     other = StudySearch(dataclasses.replace(once, seed=1), None)
     for i in range(3):
         other.suggest(str(i))
     assert params(other.study)[0] == BASELINE == params(searcher.study)[0]
-    assert all(mine != theirs for mine, theirs in zip(params(other.study)[1:], params(searcher.study)[1:3], strict=True))
+    assert all(
+        mine != theirs
+        for mine, theirs in zip(params(other.study)[1:], params(searcher.study)[1:3], strict=True)
+    )
 
 
 def test_the_baseline_comes_first_and_proposals_are_complete(tmp_path: Path) -> None:
@@ -191,7 +247,7 @@ def test_the_baseline_comes_first_and_proposals_are_complete(tmp_path: Path) -> 
     assert set(second) == set(plan.search.base.to_dict())
     assert second["discriminator_lr"] == second["generator_lr"] != 2e-4
     assert second["ema_decay"] == 0.5
-    ledger = open_study(plan.folder).get_trials()
+    ledger = open_ledger(plan.folder).get_trials()
     assert [trial.state for trial in ledger] == [TrialState.RUNNING] * 2
     assert ledger[1].params == {name: second[name] for name in plan.search.axes}
     assert ledger[1].distributions == plan.search.axes
@@ -199,12 +255,16 @@ def test_the_baseline_comes_first_and_proposals_are_complete(tmp_path: Path) -> 
 
 @pytest.mark.parametrize("sampler", ["tpe", "random", "grid"])
 @pytest.mark.parametrize("name", ["architecture", "precision"])
-def test_a_finite_space_is_tried_once_each_to_the_last(name: str, sampler: str, tmp_path: Path) -> None:
+def test_a_finite_space_is_tried_once_each_to_the_last(
+    name: str, sampler: str, tmp_path: Path
+) -> None:
     search = make_search(name, DEMO, ("float32", "tf32", "bfloat16"), {})
     settings = len(search.grid_points()) if sampler == "grid" else int(search.settings)
     for seed in range(3):
         points = search.grid_points() if sampler == "grid" else [search.baseline()]
-        plan = make_plan(tmp_path, search=search, sampler=sampler, points=points, num_trials=settings, seed=seed)
+        plan = make_plan(
+            tmp_path, search=search, sampler=sampler, points=points, num_trials=settings, seed=seed
+        )
         searcher = StudySearch(plan, None)
         tried = []
         for i in range(settings):
@@ -240,45 +300,68 @@ def test_each_end_is_told_as_what_it_was(tmp_path: Path) -> None:
     searcher.on_trial_result("c", row(1, 30.0))
     searcher.on_trial_complete("c", error=True)  # Ray's word; the cause comes by `fail`
     searcher.on_trial_complete("c", row(EPOCHS, 30.0), error=True)
-    assert open_study(plan.folder).trials[2].state == TrialState.RUNNING
+    assert open_ledger(plan.folder).trials[2].state == TrialState.RUNNING
     searcher.fail("c")
     searcher.on_trial_result("d", row(1, 30.0))
     searcher.on_trial_complete("d", row(2, math.nan))
     searcher.on_trial_complete("e", row(EPOCHS, math.inf))
     searcher.on_trial_result("f", row(1, 30.0))
     searcher.on_trial_complete("f", None)  # Ray says so of what it was told to leave
-    ledger = open_study(plan.folder).get_trials()
+    ledger = open_ledger(plan.folder).get_trials()
     assert [trial.state for trial in ledger] == [
-        TrialState.COMPLETE, TrialState.PRUNED, TrialState.FAIL, TrialState.FAIL, TrialState.FAIL, TrialState.RUNNING,
-    ]  # fmt: skip
+        TrialState.COMPLETE,
+        TrialState.PRUNED,
+        TrialState.FAIL,
+        TrialState.FAIL,
+        TrialState.FAIL,
+        TrialState.RUNNING,
+    ]
     assert ledger[0].values == [fid_of(0, 6)]  # of the best epoch, not the last
-    assert ledger[0].intermediate_values == {epoch: fid_of(0, epoch) for epoch in range(1, EPOCHS + 1)}
+    assert ledger[0].intermediate_values == {
+        epoch: fid_of(0, epoch) for epoch in range(1, EPOCHS + 1)
+    }
     assert ledger[1].intermediate_values == {1: fid_of(1, 1), 2: fid_of(1, 2)}
-    assert [trial.intermediate_values for trial in ledger[2:]] == [{1: 30.0}, {1: 30.0}, {}, {1: 30.0}]
+    assert [trial.intermediate_values for trial in ledger[2:]] == [
+        {1: 30.0},
+        {1: 30.0},
+        {},
+        {1: 30.0},
+    ]
     memory = searcher.study.get_trials()
     assert [(t.state, t.values, t.intermediate_values) for t in memory] == [
         (t.state, t.values, t.intermediate_values) for t in ledger
     ]
-    assert open_study(plan.folder).best_trial.number == 0
+    assert open_ledger(plan.folder).best_trial.number == 0
 
 
 def test_of_several_objectives_those_of_the_best_epoch_by_the_first_count(tmp_path: Path) -> None:
     plan = make_plan(tmp_path, "--objectives fid,seconds_train,sample_coverage")
     searcher = open_search(plan)
     searcher.suggest("a")
-    rows = [(1, 9.0, 5.0, 0.9), (2, 4.0, 3.0, 0.2), (3, 4.0, 1.0, 0.8), (EPOCHS, 6.0, 1.0, 0.5)]  # a tie: the earlier counts
-    *before, last = [row(epoch, fid, seconds_train=s, sample_coverage=c, collapsed=False) for epoch, fid, s, c in rows]
+    rows = [
+        (1, 9.0, 5.0, 0.9),
+        (2, 4.0, 3.0, 0.2),
+        (3, 4.0, 1.0, 0.8),
+        (EPOCHS, 6.0, 1.0, 0.5),
+    ]  # a tie: the earlier counts
+    *before, last = [
+        row(epoch, fid, seconds_train=s, sample_coverage=c, collapsed=False)
+        for epoch, fid, s, c in rows
+    ]
     for result in before:
         searcher.on_trial_result("a", result)
     searcher.on_trial_complete("a", last)
-    (trial,) = open_study(plan.folder).get_trials()
+    (trial,) = open_ledger(plan.folder).get_trials()
     assert (trial.state, trial.values) == (TrialState.COMPLETE, [4.0, 3.0, 0.2])
     assert trial.intermediate_values == {1: 9.0, 2: 4.0, 3: 4.0, EPOCHS: 6.0}
     searcher.suggest("b")
     searcher.on_trial_result("b", before[0])
     searcher.fail("b")
-    assert [t.state for t in open_study(plan.folder).get_trials()] == [TrialState.COMPLETE, TrialState.FAIL]
-    assert [t.number for t in open_study(plan.folder).best_trials] == [0]
+    assert [t.state for t in open_ledger(plan.folder).get_trials()] == [
+        TrialState.COMPLETE,
+        TrialState.FAIL,
+    ]
+    assert [t.number for t in open_ledger(plan.folder).best_trials] == [0]
 
 
 def test_epochs_reported_again_change_nothing(tmp_path: Path) -> None:
@@ -294,40 +377,15 @@ def test_epochs_reported_again_change_nothing(tmp_path: Path) -> None:
     assert searcher.numbers == {"x": 0}
     for epoch in (1, 2, 3):
         searcher.on_trial_result("x", row(epoch, 10.0 - epoch))
-    searcher.on_trial_result("x", row(2, 99.0))  # as a member of a population that took over another's state
+    searcher.on_trial_result("x", row(2, 99.0))
     searcher.on_trial_complete("x", row(EPOCHS, 50.0))
     searcher.suggest("y")
     searcher.suggest("z")
     assert searcher.numbers == {"x": 0, "y": 1, "z": 2}
-    ledger = open_study(plan.folder).get_trials()
+    ledger = open_ledger(plan.folder).get_trials()
     assert ledger[0].intermediate_values == {1: 9.0, 2: 8.0, 3: 7.0, EPOCHS: 50.0}
     assert ledger[0].values == [7.0]
     assert len(ledger) == 3
-
-
-def test_a_member_of_a_population_goes_on_at_its_rates(tmp_path: Path) -> None:
-    plan = make_plan(tmp_path, "--scheduler pbt")
-    config = open_search(plan).suggest("a")
-    changed = config | {"generator_lr": 3e-4, "discriminator_lr": 3e-4, "batch_size": 128}
-    assert open_search(plan).suggest("b") == config  # killed before its folder was made
-    plan.trial_folder(0).mkdir()
-    (plan.trial_folder(0) / "params.json").write_text(json.dumps(changed))
-    assert open_search(plan).suggest("c") == changed | {"batch_size": 64}  # only PBT's own settings may have changed
-    assert open_search(dataclasses.replace(plan, scheduler="fifo")).suggest("d") == config
-
-
-def test_a_population_killed_after_a_members_best_epoch_remembers_it(tmp_path: Path) -> None:
-    """Its rows are not all reported again, as others' are: only the last."""
-    plan = make_plan(tmp_path, "--scheduler pbt")
-    searcher = open_search(plan)
-    searcher.suggest("a")
-    for epoch, fid in ((1, 10.0), (2, 5.0), (3, 8.0)):
-        searcher.on_trial_result("a", row(epoch, fid))
-    searcher = open_search(plan)
-    searcher.suggest("b")
-    searcher.on_trial_result("b", row(3, 8.0))
-    searcher.on_trial_complete("b", row(EPOCHS, 9.0))
-    assert open_study(plan.folder).trials[0].values == [5.0]
 
 
 # Failed trials begun anew
@@ -349,7 +407,7 @@ def test_failed_trials_are_retried_once_each(tmp_path: Path) -> None:
     assert open_search(plan).remaining == 0
     assert retry_failed(plan) == 2
     assert retry_failed(plan) == 0
-    study = open_study(plan.folder)
+    study = open_ledger(plan.folder)
     for _ in range(2):
         take_over_folders(plan, study)
         assert sorted(path.name for path in plan.folder.glob("trial_*")) == [
@@ -358,10 +416,20 @@ def test_failed_trials_are_retried_once_each(tmp_path: Path) -> None:
             "trial_0004",
             "trial_0005",
         ]
-        assert [(plan.trial_folder(n) / "result.json").read_text() for n in (0, 1, 4, 5)] == ["a", "b", "c", "d"]
+        assert [(plan.trial_folder(n) / "result.json").read_text() for n in (0, 1, 4, 5)] == [
+            "a",
+            "b",
+            "c",
+            "d",
+        ]
     assert not list(plan.folder.glob("*/error.txt"))
     trials = study.get_trials()
-    states = [TrialState.COMPLETE, TrialState.PRUNED, *[TrialState.FAIL] * 2, *[TrialState.RUNNING] * 2]
+    states = [
+        TrialState.COMPLETE,
+        TrialState.PRUNED,
+        *[TrialState.FAIL] * 2,
+        *[TrialState.RUNNING] * 2,
+    ]
     assert [trial.state for trial in trials] == states
     assert [trial.user_attrs for trial in trials[4:]] == [{RETRY_OF: 2}, {RETRY_OF: 3}]
     assert [trial.params for trial in trials[4:]] == [trial.params for trial in trials[2:4]]
@@ -391,7 +459,7 @@ def test_a_retry_in_the_middle_of_a_search_costs_it_no_trial(tmp_path: Path) -> 
     searcher.fail("a")  # before it had a folder
     train(searcher, "b")
     assert retry_failed(plan) == 1
-    take_over_folders(plan, open_study(plan.folder))
+    take_over_folders(plan, open_ledger(plan.folder))
     assert not list(plan.folder.glob("trial_*"))
     searcher = open_search(plan)
     assert searcher.remaining == 3
@@ -399,7 +467,7 @@ def test_a_retry_in_the_middle_of_a_search_costs_it_no_trial(tmp_path: Path) -> 
         searcher.suggest(trial_id)
         train(searcher, trial_id)
     assert searcher.numbers == {"c": 2, "d": 3, "e": 4}
-    rates = [setting["generator_lr"] for setting in params(open_study(plan.folder))]
+    rates = [setting["generator_lr"] for setting in params(open_ledger(plan.folder))]
     assert rates[:4] == [2e-4, 1e-3, 2e-4, 3e-3]
     assert rates[4] not in rates[:4]
     assert open_search(plan).remaining == 0
@@ -412,11 +480,11 @@ def test_a_retry_interrupted_halfway_takes_its_folder_later(tmp_path: Path) -> N
     searcher.fail("a")
     plan.trial_folder(0).mkdir()  # error.txt was removed, and then the process was killed
     assert retry_failed(plan) == 1
-    study = open_study(plan.folder)
+    study = open_ledger(plan.folder)
     take_over_folders(plan, study)
     assert [path.name for path in plan.folder.glob("trial_*")] == ["trial_0001"]
     (plan.trial_folder(1) / "error.txt").touch()  # it fails again
-    plan.trial_folder(0).mkdir()  # by another's hand
+    plan.trial_folder(0).mkdir()  # by someone else
     take_over_folders(plan, study)
     assert (plan.trial_folder(1) / "error.txt").exists()
 
@@ -436,9 +504,11 @@ def joint() -> Search:
     return make_search("joint", DEMO, ("float32",), {})
 
 
-def test_the_best_points_come_best_first_in_the_terms_of_the_new_search(joint: Search, tmp_path: Path) -> None:
+def test_the_best_points_come_best_first_in_the_terms_of_the_new_search(
+    joint: Search, tmp_path: Path
+) -> None:
     architecture = make_search("architecture", DEMO, ("float32",), {})
-    study = open_study(tmp_path, ("fid",))
+    study = open_ledger(tmp_path, ("fid",))
     for depth, fid in ((1, 30.0), (3, 10.0), (2, 20.0)):
         point = {"generator_depth": depth, "generator_width": 32, "extra_convs": 1}
         finish(study, architecture, point, fid)
@@ -446,7 +516,7 @@ def test_the_best_points_come_best_first_in_the_terms_of_the_new_search(joint: S
     finish(study, architecture, architecture.baseline() | {"extra_convs": 2}, None)
     pruned = architecture.baseline() | {"extra_convs": 1}
     study.add_trial(running(pruned, architecture.axes))
-    study._storage.set_trial_intermediate_value(study.trials[-1]._trial_id, 1, 0.5)
+    record_epoch(study, 5, 1, 0.5)
     study.tell(5, state=TrialState.PRUNED)
     varied = {"generator_width": 32, "extra_convs": 1}
     expected = [joint.baseline() | varied | {"generator_depth": depth} for depth in (3, 2, 1)]
@@ -457,21 +527,28 @@ def test_the_best_points_come_best_first_in_the_terms_of_the_new_search(joint: S
 def test_settings_that_the_new_search_does_not_vary_are_left_out_and_no_point_stands_twice(
     joint: Search, tmp_path: Path
 ) -> None:
-    study = open_study(tmp_path, ("fid",))
+    study = open_ledger(tmp_path, ("fid",))
     for width, lr, fid in ((8, 1e-3, 3.0), (32, 1e-3, 2.0), (16, 2e-3, 4.0), (8, 2e-4, 1.0)):
         finish(study, joint, joint.baseline() | {"generator_width": width, "generator_lr": lr}, fid)
     hparams = make_search("hparams", DEMO, ("float32",), {})
-    assert best_points(tmp_path, hparams, 9) == [BASELINE | {"generator_lr": lr} for lr in (1e-3, 2e-3)]
+    assert best_points(tmp_path, hparams, 9) == [
+        BASELINE | {"generator_lr": lr} for lr in (1e-3, 2e-3)
+    ]
 
 
 def test_points_out_of_range_are_left_out(joint: Search, tmp_path: Path) -> None:
     hparams = make_search("hparams", DEMO, ("float32",), {})
-    wide = dataclasses.replace(hparams, axes={**hparams.axes, "generator_lr": FloatDistribution(1e-6, 1.0, log=True)})
-    study = open_study(tmp_path, ("fid",))
+    wide = dataclasses.replace(
+        hparams, axes={**hparams.axes, "generator_lr": FloatDistribution(1e-6, 1.0, log=True)}
+    )
+    study = open_ledger(tmp_path, ("fid",))
     rates = (4.99e-5, 5e-5, 5e-3, 5.01e-3)
     for i, lr in enumerate(rates[:1] + rates[3:]):
         finish(study, wide, BASELINE | {"generator_lr": lr}, float(i))
-    message = f"--points-from {tmp_path}: no finished trial there lies within the ranges of generator_lr, batch_size, optimizer"
+    message = (
+        f"--points-from {tmp_path}: no finished trial there lies within the ranges of "
+        f"generator_lr, batch_size, optimizer"
+    )
     with pytest.raises(ValueError, match=f"^{message}$"):
         best_points(tmp_path, hparams, 9)
     for i, lr in enumerate(rates[1:3]):
@@ -481,14 +558,16 @@ def test_points_out_of_range_are_left_out(joint: Search, tmp_path: Path) -> None
 
 def test_categories_that_the_new_search_has_not_are_left_out(tmp_path: Path) -> None:
     on_gpu = make_search("precision", DEMO, ("float32", "bfloat16", "float16"), {})
-    study = open_study(tmp_path, ("fid",))
+    study = open_ledger(tmp_path, ("fid",))
     for precision, fid in (("float16", 1.0), ("bfloat16", 2.0)):
         finish(study, on_gpu, {"precision": precision}, fid)
     on_cpu = make_search("precision", DEMO, ("float32", "bfloat16"), {})
     assert best_points(tmp_path, on_cpu, 9) == [{"precision": "bfloat16"}]
 
 
-def test_a_damaged_study_gives_no_points_and_no_advice_to_take_them(joint: Search, tmp_path: Path) -> None:
+def test_a_damaged_study_gives_no_points_and_no_advice_to_take_them(
+    joint: Search, tmp_path: Path
+) -> None:
     (tmp_path / "study.db").write_bytes(b"noise" * 1000)
     with pytest.raises(ValueError, match=r"study\.db is damaged") as caught:
         best_points(tmp_path, joint, 1)
@@ -500,7 +579,8 @@ def test_a_damaged_study_gives_no_points_and_no_advice_to_take_them(joint: Searc
 
 @pytest.fixture(scope="module")
 def left(tmp_path_factory: pytest.TempPathFactory) -> optuna.Study:
-    """A study of 30 finished, pruned and failed trials and one that is not over, opened as Optuna's manual says."""
+    """A study of 30 finished, pruned and failed trials and one that is not over, opened as Optuna's
+    manual says."""
     plan = make_plan(tmp_path_factory.mktemp("left"), "--num-trials 31 --sampler random")
     searcher = open_search(plan)
     for i in range(31):
@@ -518,26 +598,46 @@ def left(tmp_path_factory: pytest.TempPathFactory) -> optuna.Study:
 
 def test_optuna_reads_the_study(left: optuna.Study) -> None:
     states = [trial.state for trial in left.trials]
-    expected = {TrialState.COMPLETE: 16, TrialState.PRUNED: 8, TrialState.FAIL: 6, TrialState.RUNNING: 1}
+    expected = {
+        TrialState.COMPLETE: 16,
+        TrialState.PRUNED: 8,
+        TrialState.FAIL: 6,
+        TrialState.RUNNING: 1,
+    }
     assert {state: states.count(state) for state in expected} == expected
     frame = left.trials_dataframe()
     assert frame["state"].tolist() == [state.name for state in states]
-    assert frame["params_generator_lr"].tolist() == [trial.params["generator_lr"] for trial in left.trials]
+    assert frame["params_generator_lr"].tolist() == [
+        trial.params["generator_lr"] for trial in left.trials
+    ]
     assert left.best_value == frame.query("state == 'COMPLETE'")["value"].min()
-    assert left.best_params["generator_lr"] == frame.query("state == 'COMPLETE'")["params_generator_lr"].min()
+    assert (
+        left.best_params["generator_lr"]
+        == frame.query("state == 'COMPLETE'")["params_generator_lr"].min()
+    )
 
 
 @pytest.mark.parametrize("evaluator", ["PedAnovaImportanceEvaluator", "FanovaImportanceEvaluator"])
-@pytest.mark.filterwarnings("ignore::optuna.exceptions.ExperimentalWarning")  # PED-ANOVA is called so
+@pytest.mark.filterwarnings(
+    "ignore::optuna.exceptions.ExperimentalWarning"
+)  # PED-ANOVA is called so
 def test_optuna_tells_what_mattered(left: optuna.Study, evaluator: str) -> None:
-    importances = optuna.importance.get_param_importances(left, evaluator=getattr(optuna.importance, evaluator)())
+    importances = optuna.importance.get_param_importances(
+        left, evaluator=getattr(optuna.importance, evaluator)()
+    )
     assert set(importances) == {"generator_lr", "batch_size", "optimizer"}
-    assert max(importances, key=lambda name: importances[name]) == "generator_lr"  # it alone made the scores
+    assert (
+        max(importances, key=lambda name: importances[name]) == "generator_lr"
+    )  # it alone made the scores
 
 
 def test_optuna_draws_the_study(left: optuna.Study) -> None:
-    for plot in (optuna.visualization.plot_intermediate_values, optuna.visualization.plot_optimization_history,
-                 optuna.visualization.plot_parallel_coordinate, optuna.visualization.plot_timeline):  # fmt: skip
+    for plot in (
+        optuna.visualization.plot_intermediate_values,
+        optuna.visualization.plot_optimization_history,
+        optuna.visualization.plot_parallel_coordinate,
+        optuna.visualization.plot_timeline,
+    ):
         assert plot(left).data
 
 
@@ -545,133 +645,119 @@ def test_optuna_draws_the_study(left: optuna.Study) -> None:
 
 
 @pytest.mark.parametrize("value", [math.nan, math.inf, -math.inf])
-@pytest.mark.parametrize("text", ["", "--scheduler pbt"])
 @pytest.mark.parametrize("epoch", [1, 2])
-def test_what_is_not_finite_stops_and_is_told_to_no_rung(text: str, value: float, epoch: int, tmp_path: Path) -> None:
-    plan = make_plan(tmp_path, text)
+def test_what_is_not_finite_stops_and_enters_no_rung(
+    value: float, epoch: int, tmp_path: Path
+) -> None:
+    plan = make_plan(tmp_path)
     searcher = StudySearch(plan, None)
-    scheduler = make_scheduler(plan, searcher, lambda donor, receiver: None)
+    scheduler = plan.scheduler.make(plan, searcher)
     trial: Any = SimulatedTrial(trial_id="a", config=searcher.suggest("a") or {}, rows=[])
     scheduler.on_trial_add(None, trial)  # type: ignore[arg-type]
     assert scheduler.on_trial_result(None, trial, row(epoch, value)) == TrialScheduler.STOP  # type: ignore[arg-type]
-    if isinstance(scheduler, Halving):
-        assert all(not recorded for _, recorded in scheduler._brackets[0]._rungs)
+    assert isinstance(scheduler, Halving)
+    assert all(not recorded for _, recorded in scheduler._brackets[0]._rungs)
 
 
 @pytest.mark.parametrize("text", ["--scheduler fifo", "--grace-period 9", "--epochs 1"])
 def test_without_rungs_nothing_is_stopped(text: str, tmp_path: Path) -> None:
     plan = make_plan(tmp_path, text)
-    scheduler = make_scheduler(plan, StudySearch(plan, None), lambda donor, receiver: None)
+    scheduler = plan.scheduler.make(plan, StudySearch(plan, None))
     trial: Any = SimulatedTrial(trial_id="a", config={}, rows=[])
     assert scheduler.on_trial_result(None, trial, row(1, 1e9)) == TrialScheduler.CONTINUE  # type: ignore[arg-type]
 
 
-@pytest.mark.parametrize("rate", [5e-5, 2e-4, 4.9e-3, 5e-3])
-def test_a_population_explores_rates_a_step_away_or_drawn_anew(rate: float, tmp_path: Path) -> None:
-    plan = make_plan(tmp_path, "--scheduler pbt")
-    donor = plan.search.complete(BASELINE | {"generator_lr": rate, "batch_size": 128})
-
-    def explore() -> list[dict[str, Any]]:
-        population = Population(plan, StudySearch(plan, None), lambda donor, receiver: None)
-        return [population.explore(donor) for _ in range(400)]
-
-    explored = explore()
-    assert explored == explore()
-    for config in explored:
-        assert 5e-5 <= config["generator_lr"] <= 5e-3
-        assert config["discriminator_lr"] == config["generator_lr"]
-        assert config | {"generator_lr": rate, "discriminator_lr": rate} == donor
-    assert donor["generator_lr"] == rate
-    steps = [max(rate * 0.8, 5e-5), min(rate * 1.25, 5e-3)]
-    rates = [config["generator_lr"] for config in explored]
-    drawn = [value for value in rates if value not in steps]
-    assert len(drawn) / 400 == pytest.approx(RESAMPLE, abs=0.07)  # three standard deviations
-    assert all(rates.count(step) / 400 == pytest.approx((1 - RESAMPLE) / 2, abs=0.08) for step in steps)
-    below = sum(value < 5e-4 for value in drawn)  # the middle of the range on the log scale
-    assert below / len(drawn) == pytest.approx(0.5, abs=0.17)
-
-
-def test_a_population_takes_over_checkpoint_and_rows(tmp_path: Path) -> None:
-    plan = make_plan(tmp_path)
-    for number in (0, 1):
-        rows = [row(epoch, 10.0 * number + epoch) for epoch in (1, 2)]
-        checkpoint.save({"history": rows, "weights": torch.full((2,), number)}, plan.trial_folder(number))
-        checkpoint.write_rows(plan.trial_folder(number) / "result.json", rows)
-    transfer(plan, 0, 1)
-    one, other = (checkpoint.load(plan.trial_folder(number)) for number in (0, 1))
-    assert torch.equal(one["weights"], other["weights"])
-    assert one["history"] == other["history"]
-    assert (plan.trial_folder(1) / "result.json").read_text() == (plan.trial_folder(0) / "result.json").read_text()
-    assert not list(plan.folder.glob("**/*.tmp"))
-
-
-# The trainable
-
-
 @pytest.mark.parametrize(
-    ("rows", "lost"),
-    [
-        ("", None),
-        ("9", None),
-        ("9c", None),
-        ("9 8c", None),
-        ("9 9c 9c", 2),  # covered once: two epochs suffice
-        ("9 10c 11c", 2),
-        ("9 10c 8c", None),  # better than before
-        ("9 8c 9c", None),
-        ("9 9.5c 9c", 2),  # as good is no better
-        ("9 10c 11", None),
-        ("10c 9 11c", None),
-        ("10c 9 11c 12", None),
-        ("10c 9 11c 12c", 2),
-        ("8c 9 8c 8.5c", 2),  # worse than when it was collapsed
-        ("9 20c 7c 8c", None),  # the last two are better than all before
-        ("9 20c 8c 8c 8.5c", 2),
-        ("9c 9c 9c 9c", None),  # never covered: four
-        ("9c 9c 9c 9c 9c", 4),
-        ("9c 9c 9c 9c 8.9c", None),
-        ("9c 8c 9c 9c 9c 7c", None),
-        ("9c 7c 9c 9c 9c 8c", 4),
-    ],
+    ("epochs", "patience"), [(1, 4), (9, 4), (12, 4), (13, 5), (25, 9), (50, 17)]
 )
-def test_a_collapse_for_good(rows: str, lost: int | None) -> None:
-    """Scores by epoch, with a `c` where collapsed, at a patience of two."""
-    history = [row(i, float(text.strip("c")), collapsed="c" in text) for i, text in enumerate(rows.split(), 1)]
-    if lost is None:
-        check_collapse(history, patience=2)
-        return
-    message = f"^collapsed for {lost} epochs in a row and no better, up to epoch {len(history)}$"
-    with pytest.raises(FloatingPointError, match=message):
-        check_collapse(history, patience=2)
-
-
-@pytest.mark.parametrize(("epochs", "patience"), [(1, 4), (9, 4), (12, 4), (13, 5), (25, 9), (50, 17)])
 def test_patience_grows_with_the_epochs(epochs: int, patience: int, tmp_path: Path) -> None:
     assert make_plan(tmp_path, f"--epochs {epochs}").patience == patience
 
 
-def test_a_damaged_checkpoint_is_put_aside(tmp_path: Path) -> None:
-    assert load_saved(tmp_path) == {}
-    file = checkpoint.save({"history": [row(1, 2.0)]}, tmp_path)
-    whole = file.read_bytes()
-    assert load_saved(tmp_path)["history"] == [row(1, 2.0)]
-    middle = len(whole) // 2
-    for damaged in (whole[:middle], whole[:middle] + b"x" + whole[middle + 1 :], b"", b"noise"):
-        file.write_bytes(damaged)
-        assert load_saved(tmp_path) == {}
-        assert [path.name for path in tmp_path.iterdir()] == ["checkpoint.damaged"]
-        assert (tmp_path / "checkpoint.damaged").read_bytes() == damaged
-    assert load_saved(tmp_path) == {}
-
-
-def test_a_trial_that_fails_without_a_word_is_told_by_its_error(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_trial_that_fails_without_a_word_is_told_by_its_error(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     plan = make_plan(tmp_path)
     (tmp_path / "error.pkl").write_bytes(cloudpickle.dumps(AssertionError()))
     metadata = SimpleNamespace(metric_analysis={"fid": {}}, metric_n_steps={"fid": {}})
     trial: Any = SimpleNamespace(
-        pickled_error_file=tmp_path / "error.pkl", config=plan.search.baseline(), run_metadata=metadata
+        pickled_error_file=tmp_path / "error.pkl",
+        config=plan.search.baseline(),
+        run_metadata=metadata,
     )
     progress = Progress(plan, open_search(plan))
     progress.on_trial_error(0, [trial], trial)
     assert "failed: AssertionError" in capsys.readouterr().out
     assert not metadata.metric_analysis  # an ended trial's statistics are dropped
+
+
+# By registration alone
+
+
+def test_a_search_over_integers_is_proposed_and_recorded(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Each value of a finite axis once, in the ledger as Optuna has it, and read back from
+    there."""
+
+    def latent(base: TrainConfig, preset: Preset, precisions: Any) -> Search:
+        axes = {"latent_size": IntDistribution(99, 104)}
+        return Search(name="latent", base=base, axes=axes, grid={}, num_trials=6)
+
+    monkeypatch.setitem(SEARCHES, "latent", latent)
+    monkeypatch.setitem(
+        Options.__dataclass_fields__["search"].metadata["choices"], "latent", latent
+    )
+    plan = make_plan(tmp_path, "--search latent")
+    assert plan.num_trials == 6
+    searcher = open_search(plan)
+    for i in range(6):
+        config = searcher.suggest(str(i))
+        assert TrainConfig.from_dict(config).latent_size == config["latent_size"]
+        train(searcher, str(i))
+    ledger = open_ledger(plan.folder)
+    assert sorted(trial.params["latent_size"] for trial in ledger.trials) == list(range(99, 105))
+    assert ledger.trials[0].distributions == plan.search.axes
+    search = make_search("latent", DEMO, ("float32",), {})
+    best = min(ledger.trials[1:], key=lambda trial: trial.value).params
+    assert best_points(plan.folder, search, 1) == [best]
+
+
+class Halfway(Scheduler):
+    """Stops a trial halfway if it is worse than 60."""
+
+    name = "halfway"
+    several_objectives = False
+
+    def rungs(self, epochs: int, grace_period: int) -> list[int]:
+        return [epochs // 2]
+
+    def expected_epochs(self, num_trials: int, rungs: Any, epochs: int) -> float:
+        return 0.75 * epochs
+
+    def text(self, plan: Plan) -> str:
+        return "half of it"
+
+    def make(self, plan: Plan, searcher: StudySearch) -> Any:
+        class StopHalfway(FIFOScheduler):
+            def on_trial_result(self, controller: Any, trial: Any, result: dict[str, Any]) -> str:
+                bad = result["epoch"] == plan.rungs[0] and result["fid"] > 60
+                return TrialScheduler.STOP if bad else TrialScheduler.CONTINUE
+
+        return StopHalfway()
+
+
+def test_a_scheduler_is_one_entry(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Chosen by its flag, planned with, described, and simulated."""
+    monkeypatch.setitem(SCHEDULERS, "halfway", Halfway())
+    plan = make_plan(tmp_path, "--scheduler halfway --num-trials 12 --epochs 8", points=[])
+    assert (plan.rungs, plan.keep, plan.expected_epochs()) == ([4], [4, 8], 6.0)
+    site = Site(store=plan.store, device="cpu", precisions=("float32",), cpus=2, gpus=0)
+    options = from_flags(make_parser(), ["--search", "hparams", "--scheduler", "halfway"])
+    assert "half of it" in describe(plan, options, site)
+    assert record(plan, options, site)["scheduler"] == "halfway"
+    outcome = simulate(plan, Curves(CURVES, "hparams"), workers=2, curve_seed=0)
+    lengths = {len(trial.rows) for trial in outcome.trials}
+    assert lengths == {4, 8}
+    for trial in outcome.trials:
+        assert (trial.rows[3]["fid"] > 60) == (len(trial.rows) == 4)
