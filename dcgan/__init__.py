@@ -1,1 +1,1 @@
-"""DCGAN on small images: config, data, models, training loop, checkpoints and metrics, in plain PyTorch."""
+"""DCGAN on small images: config, data, models, training loop and metrics, in plain PyTorch."""

@@ -15,6 +15,9 @@ from typing import Any, NoReturn
 
 from dcgan.settings import field_docs, flag_name, plain_type
 
+METAVARS = {int: "N", float: "X", str: "TEXT", Path: "DIR", tuple: "TEXT"}
+"""What `--help` calls a value of each type."""
+
 
 class Parser(argparse.ArgumentParser):
     """A parser whose errors take one line and name the way to the help."""
@@ -32,30 +35,37 @@ def fail(parser: argparse.ArgumentParser, message: object, code: int = 2) -> NoR
 def add_flags(
     parser: argparse._ActionsContainer, settings: type, leave_out: Collection[str] = ()
 ) -> None:
-    """Adds a flag for each field of a dataclass: its type, its choices, and the string under it as
-    help.
+    """Adds a flag for each field of a dataclass: type, choices, and the string under it as help.
 
-    A bool has `--name` and `--no-name`, a tuple of texts may be given several times. A flag that is
-    not given is None, so that the caller knows (`given_flags`)."""
+    A bool has the one flag that changes it: `--name`, or `--no-name` where it is true. A tuple of
+    texts may be given several times. A flag that is not given is None, so that the caller knows
+    (`given_flags`).
+    """
     docs = field_docs(settings)
     for field in dataclasses.fields(settings):
         if field.name in leave_out:
             continue
         kind, _ = plain_type(field.type)
-        choices = field.metadata.get("choices")
         text = docs[field.name].replace("%", "%%")
-        if field.default not in (None, (), True, False, dataclasses.MISSING):
+        flag = flag_name(field.name)
+        if kind is bool:
+            on = not field.default
+            flag = flag if on else f"--no-{flag.removeprefix('--')}"
+            action = "store_true" if on else "store_false"
+            parser.add_argument(flag, dest=field.name, action=action, default=None, help=text)
+            continue
+        if isinstance(field.default, str | int | float):
             text += f" (default: {field.default})"
         options: dict[str, Any] = {"default": None, "help": text}
-        if kind is bool:
-            options["action"] = argparse.BooleanOptionalAction
-        elif kind is tuple:
-            options |= {"action": "append", "metavar": "VALUE"}
+        metavar = field.metadata.get("metavar") or METAVARS[kind]
+        choices = field.metadata.get("choices")
+        if kind is tuple:
+            options |= {"action": "append", "metavar": metavar}
         elif choices is not None:
             options |= {"type": kind, "choices": tuple(choices)}
         else:
-            options |= {"type": kind, "metavar": kind.__name__.upper()}
-        parser.add_argument(flag_name(field.name), **options)
+            options |= {"type": kind, "metavar": metavar}
+        parser.add_argument(flag, **options)
 
 
 def given_flags(args: argparse.Namespace, settings: type) -> dict[str, Any]:

@@ -22,6 +22,7 @@ def setting(
     choices: Collection[Any] | None = None,
     least: float | None = None,
     most: float | None = None,
+    metavar: str | None = None,
 ) -> Any:
     """A dataclass field with what is allowed.
 
@@ -31,9 +32,10 @@ def setting(
             registered later counts.
         least: the smallest allowed number.
         most: the largest allowed number.
+        metavar: what `--help` calls its value.
     """
-    allowed = {"choices": choices, "least": least, "most": most}
-    return dataclasses.field(default=default, metadata=allowed)
+    about = {"choices": choices, "least": least, "most": most, "metavar": metavar}
+    return dataclasses.field(default=default, metadata=about)
 
 
 def flag_name(field: str) -> str:

@@ -1,4 +1,6 @@
-"""What every test shares."""
+"""What all tests share."""
+
+from typing import Any
 
 import pytest
 import torch
@@ -6,5 +8,16 @@ import torch
 
 @pytest.fixture(autouse=True)
 def one_thread() -> None:
-    """One thread, as in a trial on a CPU: quicker for nets this small, and the same rounding everywhere."""
+    """One thread, as in a trial on a CPU: quicker for nets this small, and the same rounding
+    everywhere."""
     torch.set_num_threads(1)
+
+
+@pytest.hookimpl(optionalhook=True)
+def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> Any:
+    """With `-n`, all tests of a file run on one worker, which makes their fixtures once. Files
+    begin in their own order, so that whole searches, which take longest, do not come last."""
+    from xdist.scheduler import LoadFileScheduling
+
+    config.option.loadscopereorder = False
+    return LoadFileScheduling(config, log)

@@ -75,39 +75,39 @@ class Options:
     """Epochs before ASHA's first decision (default: a sixth of a trial's)."""
     replicas: int = setting(1, least=1, most=MOST_LANES)
     """Seeds that each trial trains; their mean counts."""
-    objectives: str = METRIC
+    objectives: str = setting(METRIC, metavar="A,B")
     """Columns to optimise, separated by commas, fid first; see below."""
-    points_from: str | None = None
+    points_from: str | None = setting(None, metavar="RUN")
     """Begin with the best settings of an earlier search: its folder, or its URI."""
-    set: tuple[str, ...] = ()
+    set: tuple[str, ...] = setting((), metavar="KEY=VALUE")
     """Fix a setting, such as ema_decay=0.999; may be given several times."""
     max_concurrent: int | None = setting(None, least=1)
     """Trials at a time (default: all that fit; 1 repeats exactly)."""
-    gpus_per_trial: str = "0.25"
+    gpus_per_trial: str = setting("0.25", metavar="X")
     """Share of a GPU that each trial gets, if there is one; auto measures how many fit and pay."""
     seed: int = setting(0, least=0, most=MOST_SEED)
     """Seed of the sampler, and of every trial."""
-    confirm: int | None = setting(None, least=0)
-    """Train the best K again on fresh seeds, afterwards; 0: do not (default: the preset's)."""
+    confirm: int | None = setting(None, least=0, metavar="K")
+    """Train the best K again on fresh seeds afterwards; 0 does not (default: the preset's)."""
     confirm_seeds: int | None = setting(None, least=1)
     """Fresh seeds of each of them (default: the preset's)."""
-    address: str | None = None
+    address: str | None = setting(None, metavar="HOST:PORT")
     """HOST:PORT of the Ray cluster to run on; auto: the one that this machine is part of (default:
     $RAY_ADDRESS, which Ray sets for jobs, else this machine alone)."""
-    storage: str = "runs"
+    storage: str = setting("runs", metavar="DIR")
     """Folder of all searches, or s3://… or gs://…"""
-    name: str | None = None
+    name: str | None = setting(None, metavar="NAME")
     """This search's folder in the storage (default: the search, date and time)."""
-    resume: str | None = None
+    resume: str | None = setting(None, metavar="NAME")
     """Go on with the search of that name."""
     retry_failed: bool = False
     """With --resume: begin failed trials anew, from their last epoch."""
     wandb: str | None = setting(None, choices=WANDB_MODES)
     """Weights & Biases (default: online where there is a key, else offline)."""
     report: bool = True
-    """Write report.html at the end."""
+    """Leave out report.html, which is written at the end."""
     estimate: bool = True
-    """Measure the cost before the search starts."""
+    """Leave out the estimate of the cost, which is measured first."""
     dry_run: bool = False
     """Print the plan and its cost, and stop."""
 

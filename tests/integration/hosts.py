@@ -20,7 +20,9 @@ import yaml
 
 ROOT = Path(__file__).parents[2]
 NEEDED = (ROOT, Path(sys.prefix), Path(sys.base_prefix))
-HOME = next(home for home in ("/mnt", "/srv") if not any(path.is_relative_to(home) for path in NEEDED))  # a host's, over this
+HOME = next(
+    home for home in ("/mnt", "/srv") if not any(path.is_relative_to(home) for path in NEEDED)
+)  # a host's, over this
 PINS = [ROOT / "pyproject.toml", ROOT / "constraints.txt"]
 SSHD = f"-f /dev/null -o HostKey={HOME}/.ssh/host_key -o UsePAM=no -o StrictModes=no -o PidFile=none -o MaxStartups=99"
 
@@ -70,14 +72,18 @@ def hosts(count: int, folder: Path) -> Iterator[list[Host]]:
     subnet = f"10.77.{os.getpid() % 256}"
     ips = [f"{subnet}.{10 + i}" for i in range(count)]
     names = [f"host{i}" for i in range(count)]
-    subprocess.run(["ssh-keygen", "-q", "-t", "ed25519", "-N", "", "-f", folder / "key"], check=True)
+    subprocess.run(
+        ["ssh-keygen", "-q", "-t", "ed25519", "-N", "", "-f", folder / "key"], check=True
+    )
     with ExitStack() as stack:
         hub = stack.enter_context(_namespace([], HUB))
         _plug(hub, "uplink", os.getpid(), f"dcgan{os.getpid()}", f"{subnet}.1")
         made = []
         for name, ip in zip(names, ips, strict=True):
             home = folder / name
-            _furnish(home, folder / "key", "".join(f"{i} {n}\n" for i, n in zip(ips, names, strict=True)))
+            _furnish(
+                home, folder / "key", "".join(f"{i} {n}\n" for i, n in zip(ips, names, strict=True))
+            )
             flags = ["--mount", "--pid", "--uts", "--fork", "--kill-child", "--mount-proc"]
             process = stack.enter_context(_namespace(flags, BOOT, name, str(home), _sshd()))
             _plug(hub, name, process.pid, "eth0", ip)
@@ -88,7 +94,11 @@ def hosts(count: int, folder: Path) -> Iterator[list[Host]]:
 def switch(folder: Path) -> Path:
     """`local.yaml`, made in `folder` by the command that `cluster.yaml` documents."""
     shutil.copy(ROOT / "cluster.yaml", folder)
-    command = re.search(r"^# +(sed .* cluster\.yaml > local\.yaml)$", (folder / "cluster.yaml").read_text(), re.MULTILINE)
+    command = re.search(
+        r"^# +(sed .* cluster\.yaml > local\.yaml)$",
+        (folder / "cluster.yaml").read_text(),
+        re.MULTILINE,
+    )
     assert command, "cluster.yaml documents no switch"
     subprocess.run(command[1], shell=True, cwd=folder, check=True)
     return folder / "local.yaml"
@@ -106,7 +116,9 @@ def fill_in(path: Path, hosts: list[Host], key: Path, head: str = "true") -> Non
 @contextmanager
 def _namespace(flags: list[str], script: str, *arguments: str) -> Iterator[subprocess.Popen[bytes]]:
     command = ["unshare", "--net", *flags, "sh", "-ec", script + HOLD, "sh", *arguments]
-    with subprocess.Popen(command, cwd="/", stdin=subprocess.PIPE, stdout=subprocess.PIPE) as process:
+    with subprocess.Popen(
+        command, cwd="/", stdin=subprocess.PIPE, stdout=subprocess.PIPE
+    ) as process:
         assert process.stdout
         assert process.stdout.readline() == b"up\n", f"{script} failed"
         yield process
@@ -127,13 +139,21 @@ def _ip(pid: int, *arguments: str) -> None:
 def _furnish(home: Path, key: Path, addresses: str) -> None:
     ssh = home / ".ssh"
     ssh.mkdir(parents=True)
-    subprocess.run(["ssh-keygen", "-q", "-t", "ed25519", "-N", "", "-f", ssh / "host_key"], check=True)
+    subprocess.run(
+        ["ssh-keygen", "-q", "-t", "ed25519", "-N", "", "-f", ssh / "host_key"], check=True
+    )
     shutil.copy(key.with_suffix(".pub"), ssh / "authorized_keys")
     (home / "hosts").write_text("127.0.0.1 localhost\n" + addresses)  # no name server answers
-    (home / "passwd").write_text(f"root:x:0:0::{HOME}:/bin/bash\nsshd:x:100:65534::/run/sshd:/bin/false\n")
-    (home / "shadow").write_text("root:*:::::::\n")  # no password; a locked account could not log in by key either
+    (home / "passwd").write_text(
+        f"root:x:0:0::{HOME}:/bin/bash\nsshd:x:100:65534::/run/sshd:/bin/false\n"
+    )
+    (home / "shadow").write_text(
+        "root:*:::::::\n"
+    )  # no password; a locked account could not log in by key either
     (home / "venv").symlink_to(sys.prefix)
-    (home / "venv.pins").write_bytes(b"".join(pin.read_bytes() for pin in PINS))  # as if set-up had installed it
+    (home / "venv.pins").write_bytes(
+        b"".join(pin.read_bytes() for pin in PINS)
+    )  # as if set-up had installed it
 
 
 def _sshd() -> str:

@@ -37,7 +37,9 @@ def s3(host: str = "127.0.0.1") -> Iterator[dict[str, str]]:
             assert server.poll() is None
             time.sleep(0.1)
         make = "import boto3, sys; boto3.client('s3').create_bucket(Bucket=sys.argv[1])"
-        subprocess.run([sys.executable, "-c", make, BUCKET], env={**os.environ, **environment}, check=True)
+        subprocess.run(
+            [sys.executable, "-c", make, BUCKET], env={**os.environ, **environment}, check=True
+        )
         s3fs.S3FileSystem.clear_instance_cache()  # of clients that this process made for an earlier server
         yield environment
     finally:

@@ -1,37 +1,74 @@
 """Searches in processes of their own, for the tests that watch, interrupt and kill them."""
 
-import json
+import contextlib
 import os
+import shlex
 import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
+from search_results import rows_now
+
 ROOT = Path(__file__).parents[2]
-TINY = ["--set", "image_size=16", "--set", "generator_width=2", "--set", "discriminator_width=2", "--preset", "demo"]
-QUICK = [*TINY, "--confirm", "0"]
+SMALL = {"image_size": 16, "generator_width": 2, "discriminator_width": 2}
+TINY = ["--preset", "demo", *(f"--set={name}={value}" for name, value in SMALL.items())]
+QUICK = [*TINY, "--confirm", "0", "--no-report", "--no-estimate"]
+"""Of a search of which neither confirm stage nor page nor cost is looked at."""
+ONE_AT_A_TIME = [
+    *("--search", "hparams", "--num-trials", "4", "--epochs", "4", "--seed", "3", *QUICK),
+    *("--max-concurrent", "1"),
+]
+"""A search that repeats exactly: each of its decisions depends on all before."""
+BY_CHANCE = [
+    *("--search", "hparams", "--num-trials", "6", "--epochs", "4", *QUICK),
+    *("--sampler", "random", "--scheduler", "fifo"),
+]
+"""A search whose rows are the same on one machine and on several."""
 LIMIT_SECONDS = 240
 STARTED: list[subprocess.Popen[str]] = []
 
 
-def start(arguments: list[str], home: Path, program: tuple[str, ...] = ("-m", "tune.run")) -> subprocess.Popen[str]:
+def start(arguments: Sequence[str], home: Path, **variables: str) -> subprocess.Popen[str]:
     """Starts a search in a process group of its own, as a shell does, with an empty home."""
     home.mkdir(exist_ok=True)
+    environment = {"WANDB_MODE": "disabled", **os.environ, "HOME": str(home), **variables}
     process = subprocess.Popen(
-        [sys.executable, "-u", *program, *arguments],
-        cwd=ROOT, env={"WANDB_MODE": "disabled", **os.environ, "HOME": str(home)}, text=True, start_new_session=True,
-        stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.STDOUT,
-    )  # fmt: skip
+        [sys.executable, "-u", "-m", "tune.run", *arguments],
+        cwd=ROOT,
+        env=environment,
+        text=True,
+        start_new_session=True,
+        stdin=subprocess.DEVNULL,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+    )
     STARTED.append(process)
     return process
 
 
-def run(arguments: list[str], home: Path) -> tuple[int, str]:
-    process = start(arguments, home)
+def run(arguments: Sequence[str], home: Path, **variables: str) -> tuple[int, str]:
+    """Exit code and output of a whole search."""
+    process = start(arguments, home, **variables)
     output, _ = process.communicate(timeout=LIMIT_SECONDS)
     return process.returncode, output
+
+
+def search_once(arguments: Sequence[str]) -> Callable[[Path], None]:
+    """Fills a folder with a whole search, named `s`."""
+
+    def fill(folder: Path) -> None:
+        code, output = run([*arguments, *at(folder)], folder / "home")
+        assert code == 0, output
+
+    return fill
+
+
+def at(storage: Path | str, name: str = "s") -> list[str]:
+    """The arguments that say where a search is kept."""
+    return ["--storage", str(storage), "--name", name]
 
 
 def end_all() -> None:
@@ -43,21 +80,59 @@ def end_all() -> None:
             process.communicate()
 
 
+def resume(folder: Path) -> list[str]:
+    """The arguments that go on with the search of a folder."""
+    return ["--resume", folder.name, "--storage", str(folder.parent)]
+
+
+def printed_command(output: str) -> list[str]:
+    """The arguments of the command that an interrupted search printed."""
+    (line,) = [line for line in output.splitlines() if "go on with: " in line]
+    words = shlex.split(line.partition("go on with: ")[2])
+    assert words[:3] == ["python", "-m", "tune.run"]
+    return words[3:]
+
+
 def wait_for(condition: Callable[[], bool], process: subprocess.Popen[str]) -> None:
+    """Waits until a condition holds while a search runs."""
     deadline = time.monotonic() + LIMIT_SECONDS
     while not condition():
         assert process.poll() is None, process.communicate()[0]
-        assert time.monotonic() < deadline, "the search did not get there in time"
+        assert time.monotonic() < deadline, "the search did not get that far in time"
         time.sleep(0.05)
 
 
-def epochs_by_trial(folder: Path) -> dict[str, list[int]]:
-    """Epochs of each trial as they stand in the files, doubled ones and all."""
-    return {
-        file.parent.name: [json.loads(line)["epoch"] for line in file.read_text().splitlines()]
-        for file in folder.glob("trial_*/result.json")
-    }
+def another_row(process: subprocess.Popen[str], folder: Path) -> bool:
+    """Waits for the next row; False if the search ends before."""
+    now = rows_now(folder)
+    while rows_now(folder) <= now and process.poll() is None:
+        time.sleep(0.05)
+    return process.poll() is None
 
 
-def rows_now(folder: Path) -> int:
-    return sum(map(len, epochs_by_trial(folder).values()))
+def parts(driver: int) -> dict[str, list[int]]:
+    """Pids of a search's processes by kind: its driver, the parts of its Ray node, and its
+    workers."""
+    command = ["ps", "-ww", "-eo", "pid=,ppid=,args="]
+    listing = subprocess.run(command, capture_output=True, text=True, check=True).stdout
+    processes = [line.split(None, 2) for line in listing.splitlines()]
+    family = {driver}
+    while more := {int(p) for p, parent, _ in processes if int(parent) in family} - family:
+        family |= more
+    found: dict[str, list[int]] = {"driver": [driver], "raylet": [], "gcs_server": [], "worker": []}
+    for pid, _, program in processes:
+        kind = Path(program.split()[0]).name
+        if int(pid) not in family:
+            continue
+        if kind in found:
+            found[kind].append(int(pid))
+        elif program.startswith("ray::ImplicitFunc"):  # a trainable
+            found["worker"].append(int(pid))
+    return found
+
+
+def kill(driver: int, kind: str) -> None:
+    """Kills one of a search's processes of a kind, if there is one at the moment."""
+    for pid in parts(driver)[kind][:1]:
+        with contextlib.suppress(ProcessLookupError):
+            os.kill(pid, signal.SIGKILL)

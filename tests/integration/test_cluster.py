@@ -14,7 +14,19 @@ from search_processes import QUICK, ROOT, end_all, rows_now, run, start
 from analysis.load import load_trials
 
 MEASURED = ["seconds_train", "seconds_eval", "images_per_second", "peak_memory_bytes"]
-SEARCH = ["--search", "hparams", "--num-trials", "4", "--epochs", "4", "--sampler", "random", "--scheduler", "fifo", *QUICK]
+SEARCH = [
+    "--search",
+    "hparams",
+    "--num-trials",
+    "4",
+    "--epochs",
+    "4",
+    "--sampler",
+    "random",
+    "--scheduler",
+    "fifo",
+    *QUICK,
+]
 HEAD, WORKER = {"num_cpus": 0}, {"num_cpus": 1}
 
 
@@ -27,11 +39,16 @@ def nothing_left_running() -> Iterator[None]:
 @pytest.mark.timeout(600)
 def test_a_search_survives_the_loss_of_its_cluster(tmp_path: Path) -> None:
     """All of it, with the driver and its disk. The storage, here a mounted folder, and another cluster end the search."""
-    code, output = run([*SEARCH, "--storage", str(tmp_path), "--name", "undisturbed"], tmp_path / "home")
+    code, output = run(
+        [*SEARCH, "--storage", str(tmp_path), "--name", "undisturbed"], tmp_path / "home"
+    )
     assert code == 0, output
     lost = tmp_path / "mounted" / "s"
     with ray_nodes(tmp_path / "one", HEAD, WORKER, WORKER) as (address, cluster):
-        process = start([*SEARCH, "--address", address, "--storage", str(lost.parent), "--name", "s"], tmp_path / "one")
+        process = start(
+            [*SEARCH, "--address", address, "--storage", str(lost.parent), "--name", "s"],
+            tmp_path / "one",
+        )
         deadline = time.monotonic() + 200
         while rows_now(lost) < 3:
             assert process.poll() is None, process.communicate()[0]
@@ -40,14 +57,19 @@ def test_a_search_survives_the_loss_of_its_cluster(tmp_path: Path) -> None:
         kill(cluster)
         output, _ = process.communicate(timeout=120)
         assert "Ray's head died" in output
-        assert f"go on with: python -m tune.run --resume s --storage {lost.parent} --address {address}" in output
+        assert (
+            f"go on with: python -m tune.run --resume s --storage {lost.parent} --address {address}"
+            in output
+        )
         assert re.search(r"^cluster +3 machines, 2 CPUs: ", output, re.MULTILINE), output
         assert re.search(r"^trials .* 2 at a time", output, re.MULTILINE), output
     with ray_nodes(tmp_path / "two", HEAD, WORKER, WORKER) as (address, _):
         resume = ["--resume", "s", "--storage", str(lost.parent), "--address", address]
         code, output = run(resume, tmp_path / "two")
     assert code == 0, output
-    ended, undisturbed = (load_trials(folder).drop(columns=MEASURED) for folder in (lost, tmp_path / "undisturbed"))
+    ended, undisturbed = (
+        load_trials(folder).drop(columns=MEASURED) for folder in (lost, tmp_path / "undisturbed")
+    )
     assert ended.equals(undisturbed)
     assert (lost / "report.html").is_file()
 
@@ -64,9 +86,13 @@ def test_machines_that_differ_are_named(tmp_path: Path) -> None:
     (fake / "METADATA").write_text("Metadata-Version: 2.1\nName: optuna\nVersion: 1.2.3\n")
     other = WORKER | {"env_vars": {"PYTHONPATH": str(fake.parent)}}
     with ray_nodes(tmp_path / "home", HEAD, WORKER, other) as (address, _):
-        code, output = run([*SEARCH, "--address", address, "--storage", str(tmp_path / "runs")], tmp_path / "home")
+        code, output = run(
+            [*SEARCH, "--address", address, "--storage", str(tmp_path / "runs")], tmp_path / "home"
+        )
     assert code == 2, output
-    assert re.search(r"error: the machines differ: \S+ \(\S+\) has optuna 1.2.3, here 5\.", output), output
+    assert re.search(
+        r"error: the machines differ: \S+ \(\S+\) has optuna 1.2.3, here 5\.", output
+    ), output
     assert output.count("has optuna") == 1
     assert not (tmp_path / "runs").exists()
 
@@ -74,19 +100,26 @@ def test_machines_that_differ_are_named(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("address", "reason"),
     [
-        ("ray://127.0.0.1:10001", r"--address is ray://127.0.0.1:10001; allowed is auto, or HOST:PORT of the cluster's head"),
+        (
+            "ray://127.0.0.1:10001",
+            r"--address is ray://127.0.0.1:10001; allowed is auto, or HOST:PORT of the cluster's head",
+        ),
         ("127.0.0.1:1", r"cannot join the Ray cluster at --address 127.0.0.1:1: "),
     ],
 )
 def test_an_address_that_leads_nowhere_is_said(address: str, reason: str, tmp_path: Path) -> None:
-    code, output = run([*SEARCH, "--address", address, "--storage", str(tmp_path)], tmp_path / "home")
+    code, output = run(
+        [*SEARCH, "--address", address, "--storage", str(tmp_path)], tmp_path / "home"
+    )
     assert code == 2, output
     assert re.search(f"^python -m tune.run: error: {reason}", output, re.MULTILINE), output
 
 
 def test_a_cluster_without_room_for_trials_is_said(tmp_path: Path) -> None:
     with ray_nodes(tmp_path / "home", HEAD) as (address, _):
-        code, output = run([*SEARCH, "--address", address, "--storage", str(tmp_path)], tmp_path / "home")
+        code, output = run(
+            [*SEARCH, "--address", address, "--storage", str(tmp_path)], tmp_path / "home"
+        )
     assert code == 2, output
     assert "error: trials have no CPU in the cluster (1 machine, 0 CPUs: " in output
 
@@ -119,13 +152,28 @@ def test_gpus_of_several_sizes_get_as_many_trials_as_they_hold(tmp_path: Path) -
     from tune.packing import pack
     from tune.run import make_parser, read_plan
 
-    small, large = (Node(id=name, name=name, cpus=8, gpus=1, gpu_gib=gib) for name, gib in (("small", 16), ("large", 80)))
+    small, large = (
+        Node(id=name, name=name, cpus=8, gpus=1, gpu_gib=gib)
+        for name, gib in (("small", 16), ("large", 80))
+    )
     share, gib = pack(8, 5.0, {"small": 16.0, "large": 80.0}, [small, large])
-    plan = read_plan(make_parser().parse_args(["--search", "hparams", "--preset", "demo"]), torch.device("cpu"))
+    plan = read_plan(
+        make_parser().parse_args(["--search", "hparams", "--preset", "demo"]), torch.device("cpu")
+    )
     request = dataclasses.replace(plan, gpus=share, gpu_gib=gib).request
-    gpus = [{"num_cpus": 8, "num_gpus": 1, "resources": {"gpu_memory": node.gpu_gib}} for node in (small, large)]
+    gpus = [
+        {"num_cpus": 8, "num_gpus": 1, "resources": {"gpu_memory": node.gpu_gib}}
+        for node in (small, large)
+    ]
     with ray_nodes(tmp_path / "home", {"num_cpus": 16}, *gpus) as (address, _):
         told = subprocess.run(
-            [sys.executable, "-c", PLACED, address, json.dumps(request)], cwd=ROOT, capture_output=True, text=True, check=True
+            [sys.executable, "-c", PLACED, address, json.dumps(request)],
+            cwd=ROOT,
+            capture_output=True,
+            text=True,
+            check=True,
         )
-    assert json.loads(told.stdout.splitlines()[-1]) == {"16.0": 2, "80.0": 8}  # none where there is no GPU
+    assert json.loads(told.stdout.splitlines()[-1]) == {
+        "16.0": 2,
+        "80.0": 8,
+    }  # none where there is no GPU

@@ -34,12 +34,16 @@ def test_a_large_search_is_complete_and_its_driver_keeps_pace(tmp_path: Path) ->
     assert [trial.number for trial in trials] == list(range(TRIALS))
     assert {trial.state for trial in trials} == {TrialState.COMPLETE, TrialState.PRUNED}
     frame = load_trials(folder)
-    assert len(frame) == measured["reports"] == sum(len(trial.intermediate_values) for trial in trials)
+    assert (
+        len(frame) == measured["reports"] == sum(len(trial.intermediate_values) for trial in trials)
+    )
     for trial in trials:  # the ledger knows each epoch that the folders hold
         rows = frame[frame["trial"] == f"trial_{trial.number:04d}"]
         assert dict(zip(rows["epoch"], rows["fid"], strict=True)) == trial.intermediate_values
         assert (trial.state == TrialState.COMPLETE) == (len(rows) == EPOCHS)
 
-    assert WORKERS < measured["trials_ranked_halfway"] < TRIALS  # the analysis read the search as it ran
+    assert (
+        WORKERS < measured["trials_ranked_halfway"] < TRIALS
+    )  # the analysis read the search as it ran
     assert measured["bytes_per_trial"] < 250_000
     assert measured["wait_last_tenth"] < 3 * measured["wait_first_tenth"] + 0.02

@@ -30,7 +30,10 @@ WHERE = f"{os.environ['PATH']}:/usr/sbin:/sbin"
 launches = pytest.mark.skipif(  # in CI a missing program is a failure
     sys.platform != "linux"
     or os.geteuid() != 0
-    or ("CI" not in os.environ and not all(shutil.which(program, path=WHERE) for program in PROGRAMS)),
+    or (
+        "CI" not in os.environ
+        and not all(shutil.which(program, path=WHERE) for program in PROGRAMS)
+    ),
     reason="makes machines of namespaces: needs root on Linux, iproute2, util-linux, openssh-server and rsync",
 )
 pytestmark = [pytest.mark.timeout(600)]
@@ -44,7 +47,19 @@ while len(alive := [node for node in ray.nodes() if node["Alive"]]) < int(sys.ar
 print("nodes:", *sorted(node["NodeManagerAddress"] for node in alive))
 """
 STORAGE = f"s3://{BUCKET}/runs"
-SEARCH = ["--search", "hparams", "--num-trials", "6", "--epochs", "5", "--sampler", "random", "--scheduler", "fifo", *QUICK]
+SEARCH = [
+    "--search",
+    "hparams",
+    "--num-trials",
+    "6",
+    "--epochs",
+    "5",
+    "--sampler",
+    "random",
+    "--scheduler",
+    "fifo",
+    *QUICK,
+]
 MEASURED = ["seconds_train", "seconds_eval", "images_per_second", "peak_memory_bytes"]
 
 
@@ -78,7 +93,11 @@ def ray(environment: dict[str, str], *arguments: str) -> subprocess.CompletedPro
 def cluster(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Cluster]:
     folder = tmp_path_factory.mktemp("cluster")
     own = {name: value for name, value in os.environ.items() if not name.startswith("RAY_")}
-    environment = own | {"HOME": str(folder), "TMPDIR": str(folder), "PATH": f"{BIN}:{os.environ['PATH']}"}
+    environment = own | {
+        "HOME": str(folder),
+        "TMPDIR": str(folder),
+        "PATH": f"{BIN}:{os.environ['PATH']}",
+    }
     assert ray(environment, "get-auth-token", "--generate").returncode == 0
     with hosts(3, folder) as machines, s3(machines[0].ip.rpartition(".")[0] + ".1") as object_store:
         for host in machines:
@@ -87,10 +106,19 @@ def cluster(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Cluster]:
         fill_in(config, machines, folder / "key", IMPATIENT)
         up = ray(environment, "up", "-y", str(config))
         assert up.returncode == 0, up.stdout
-        made = Cluster(config, machines, environment, (folder / ".ray/auth_token").read_text(), up.stdout, object_store)
+        made = Cluster(
+            config,
+            machines,
+            environment,
+            (folder / ".ray/auth_token").read_text(),
+            up.stdout,
+            object_store,
+        )
         (machines[0].home / "wait.py").write_text(WAIT_FOR_NODES)
         nodes = made.exec("timeout 240 python ~/wait.py 3")
-        assert f"nodes: {' '.join(host.ip for host in machines)}" in nodes.stdout, nodes.stdout + launcher_log(machines[0])
+        assert f"nodes: {' '.join(host.ip for host in machines)}" in nodes.stdout, (
+            nodes.stdout + launcher_log(machines[0])
+        )
         yield made
 
 
@@ -98,8 +126,13 @@ def configure_s3(host: Host, variables: dict[str, str]) -> None:
     """Gives a host credentials of its own, as a person would who has a server of S3's kind."""
     folder = host.home / ".aws"
     folder.mkdir()
-    (folder / "config").write_text(f"[default]\nendpoint_url = {variables['AWS_ENDPOINT_URL']}\nregion = us-east-1\n")
-    keys = [f"{name.lower()} = {variables[name]}" for name in ("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY")]
+    (folder / "config").write_text(
+        f"[default]\nendpoint_url = {variables['AWS_ENDPOINT_URL']}\nregion = us-east-1\n"
+    )
+    keys = [
+        f"{name.lower()} = {variables[name]}"
+        for name in ("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY")
+    ]
     (folder / "credentials").write_text("\n".join(["[default]", *keys, ""]))
 
 
@@ -110,8 +143,13 @@ def search(*arguments: str) -> str:
 
 def launcher_log(head: Host) -> str:
     """The end of what the head's autoscaler, which logs in to the workers, and Ray's view of who is alive have to tell."""
-    files = [*head.root.glob("tmp/ray/session_2*/logs/monitor.*"), *head.root.glob("tmp/ray/session_2*/logs/gcs_server.out")]
-    return "".join(f"\n--- {file.name}\n{file.read_text(errors='replace')[-5000:]}" for file in files)
+    files = [
+        *head.root.glob("tmp/ray/session_2*/logs/monitor.*"),
+        *head.root.glob("tmp/ray/session_2*/logs/gcs_server.out"),
+    ]
+    return "".join(
+        f"\n--- {file.name}\n{file.read_text(errors='replace')[-5000:]}" for file in files
+    )
 
 
 @pytest.fixture(scope="module")
@@ -151,16 +189,23 @@ def test_schema(tmp_path: Path, provider: str) -> None:
 
 
 @pytest.mark.parametrize(
-    ("mib", "resources"), [("", "{}"), ("23028\n", '{"gpu_memory": 22}'), ("81559\n" * 8, '{"gpu_memory": 632}')]
+    ("mib", "resources"),
+    [("", "{}"), ("23028\n", '{"gpu_memory": 22}'), ("81559\n" * 8, '{"gpu_memory": 632}')],
 )
 def test_worker_declares_gpu_memory(tmp_path: Path, mib: str, resources: str) -> None:
-    programs = {"ray": 'echo "$@"', "nvidia-smi": f"printf '{mib}'", "nvidia-cuda-mps-control": f"touch {tmp_path}/mps; exit 1"}
+    programs = {
+        "ray": 'echo "$@"',
+        "nvidia-smi": f"printf '{mib}'",
+        "nvidia-cuda-mps-control": f"touch {tmp_path}/mps; exit 1",
+    }
     for name, script in programs.items():
         (tmp_path / name).write_text(f"#!/bin/sh\n{script}\n")
         (tmp_path / name).chmod(0o755)
     start = yaml.safe_load((ROOT / "cluster.yaml").read_text())["worker_start_ray_commands"][-1]
     environment = {"PATH": f"{tmp_path}:{os.environ['PATH']}", "RAY_HEAD_IP": "10.0.0.1"}
-    printed = subprocess.run(["bash", "-c", start], env=environment, check=True, text=True, stdout=subprocess.PIPE).stdout
+    printed = subprocess.run(
+        ["bash", "-c", start], env=environment, check=True, text=True, stdout=subprocess.PIPE
+    ).stdout
     assert printed.strip() == f"start --address=10.0.0.1:6379 --resources={resources}"
     assert (tmp_path / "mps").exists()
 
@@ -171,7 +216,9 @@ def test_every_machine_asks_for_the_token(cluster: Cluster) -> None:
     for host in cluster.hosts:
         agent = f"http://{host.ip}:52365/api/job_agent/jobs/"  # takes jobs, on every machine
         assert requests.post(agent, json={"entrypoint": "id"}, timeout=10).status_code == 401
-    status = cluster.ray("status", "--address", f"{cluster.hosts[0].ip}:6379", RAY_AUTH_MODE="disabled")
+    status = cluster.ray(
+        "status", "--address", f"{cluster.hosts[0].ip}:6379", RAY_AUTH_MODE="disabled"
+    )
     assert status.returncode != 0
     assert "InvalidAuthToken" in status.stdout, status.stdout
 
@@ -187,10 +234,21 @@ def test_head_listens_on_loopback_only(cluster: Cluster, port: int) -> None:
 @pytest.mark.slow
 def test_job_through_the_tunnel(cluster: Cluster, dashboard: str) -> None:
     plan = f"cd ~/dcgan-tune && exec python -m tune.run --search baseline --preset demo --storage {STORAGE} --dry-run"
-    job = ["job", "submit", "--address", dashboard, "--", "sh", "-c", plan]  # which learns of the cluster from Ray
+    job = [
+        "job",
+        "submit",
+        "--address",
+        dashboard,
+        "--",
+        "sh",
+        "-c",
+        plan,
+    ]  # which learns of the cluster from Ray
     done = cluster.ray(*job, RAY_AUTH_MODE="token")
     assert done.returncode == 0, done.stdout
-    assert re.search("^cluster +3 machines, .*: host0, host1, host2$", done.stdout, re.MULTILINE), done.stdout
+    assert re.search("^cluster +3 machines, .*: host0, host1, host2$", done.stdout, re.MULTILINE), (
+        done.stdout
+    )
     refused = cluster.ray(*job, RAY_AUTH_MODE="token", RAY_AUTH_TOKEN="wrong")
     assert refused.returncode != 0
     assert "Invalid authentication token" in refused.stdout, refused.stdout
@@ -215,9 +273,14 @@ def test_token_stands_in_its_file_only(cluster: Cluster) -> None:
 def test_a_folder_of_one_machine_alone_is_refused(cluster: Cluster) -> None:
     told = cluster.exec(search(*SEARCH, "--storage", f"{HOME}/runs", "--name", "s"))
     assert told.returncode != 0
-    assert "one that every machine of the cluster reaches, such as a folder that all machines mount, or s3://" in told.stdout
+    assert (
+        "one that every machine of the cluster reaches, such as a folder that all machines mount, or s3://"
+        in told.stdout
+    )
     for host in cluster.hosts[1:]:
-        assert f"{host.name}: it does not see there what the driver wrote" in told.stdout, told.stdout
+        assert f"{host.name}: it does not see there what the driver wrote" in told.stdout, (
+            told.stdout
+        )
     assert "Traceback" not in told.stdout
 
 
@@ -228,7 +291,9 @@ def test_a_search_goes_on_without_a_machine_that_vanishes(
     cluster: Cluster, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Its trials end on the machines that are left, with the rows of an undisturbed search on one machine."""
-    code, output = run([*SEARCH, "--storage", str(tmp_path), "--name", "undisturbed"], tmp_path / "home")
+    code, output = run(
+        [*SEARCH, "--storage", str(tmp_path), "--name", "undisturbed"], tmp_path / "home"
+    )
     assert code == 0, output
     for name, value in cluster.object_store.items():
         monkeypatch.setenv(name, value)

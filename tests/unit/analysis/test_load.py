@@ -742,3 +742,15 @@ def test_a_large_search_loads_in_seconds(tmp_path: Path) -> None:
     assert len(frame) == 12_500
     assert set(frame["status"]) == {"finished"}
     assert seconds < 10
+
+
+def test_means_over_lanes_are_those_that_the_search_optimises(run: Path) -> None:
+    """Training takes the mean of its own rows, without pandas."""
+    from tune.trainable import mean_row
+
+    make_lanes(run)
+    means = first_trial(over_lanes(load_trials(run)))
+    rows = read_rows(run / "trial_0000" / "result.json")
+    for number, lanes_of_epoch in enumerate((rows[:3], rows[3:])):
+        expected = mean_row(lanes_of_epoch)
+        assert {name: means.loc[number, name] for name in expected} == pytest.approx(expected)

@@ -147,7 +147,6 @@ def flags() -> cli.Parser:
         (["--name-of-it", "x"], {"name_of_it": "x"}),
         (["--count", "3", "--rate", "1e-3"], {"count": 3, "rate": 1e-3}),
         (["--colour", "red"], {"colour": "red"}),
-        (["--loud"], {"loud": True}),
         (["--no-loud"], {"loud": False}),
         (["--parts", "a", "--parts", "b"], {"parts": ("a", "b")}),
         (["--folder", "x/y"], {"folder": Path("x/y")}),
@@ -186,11 +185,11 @@ def test_help_shows_the_string_under_a_field_and_its_default(flags: cli.Parser) 
     text = " ".join(flags.format_help().split())
     for part in (
         "Its name, 100 %. (default: thing)",
-        "--count INT How many there are.",
+        "--count N How many there are.",
         "Its rate. (default: 0.5)",
         "{red}",
-        "--loud, --no-loud Whether it is heard.",
-        "--folder PATH Its folder.",
+        "--no-loud Whether it is heard.",
+        "--folder DIR Its folder.",
     ):
         assert part in text
     assert "hidden" not in text
