@@ -9,7 +9,7 @@ import shutil
 import signal
 import subprocess
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +22,7 @@ from wandb_runs import assert_logged_once, wait_for_follower
 
 from analysis.load import load_trials, over_lanes
 from analysis.tables import ranking
+from dcgan.config import TrainConfig
 from dcgan.schema import CHECKPOINT_FILE, ROWS_FILE, trial_name
 from tune.ledger import open_ledger, record_epoch, running
 from tune.searches import SEARCHES, Preset, Search
@@ -99,10 +100,10 @@ def test_tracking_that_is_off_leaves_no_trace(search_in_process: Run) -> None:
 # What goes wrong
 
 
-def diverging(preset: Preset, precisions: tuple[str, ...]) -> Search:
+def diverging(base: TrainConfig, preset: Preset, precisions: Sequence[str]) -> Search:
     """Three learning rates, one of which is absurd."""
     rates = (2e-4, 1e30, 1e-3)
-    search = SEARCHES["baseline"](preset, precisions)
+    search = SEARCHES["baseline"](base, preset, precisions)
     return dataclasses.replace(
         search,
         name="diverging",
