@@ -12,7 +12,9 @@ alone would read most damage in silence; `load` checks them first. It is read wi
 
 import io
 import pickle
+import struct
 import zipfile
+import zlib
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -109,14 +111,19 @@ def read(path: Path) -> dict[str, Any]:
 
 
 def is_whole(archive: bytes) -> bool:
-    """Whether the CRC of every record of a zip archive holds."""
+    """Whether the CRC of every record of a zip archive holds, and all are plain files as
+    `torch.save` writes them: PyTorch would take a record that is marked otherwise for empty."""
     try:
         with zipfile.ZipFile(io.BytesIO(archive)) as records:
-            return records.testzip() is None
+            plain = all(
+                record.external_attr == 0 and record.compress_type == zipfile.ZIP_STORED
+                for record in records.infolist()
+            )
+            return plain and records.testzip() is None
     # what zipfile raises at damaged headers
-    except (zipfile.BadZipFile, zipfile.LargeZipFile, NotImplementedError, OSError):
+    except (zipfile.BadZipFile, zipfile.LargeZipFile, NotImplementedError, zlib.error):
         return False
-    except (ValueError, EOFError, RuntimeError, UnicodeDecodeError):
+    except (OSError, ValueError, EOFError, RuntimeError, struct.error):
         return False
 
 

@@ -1,9 +1,12 @@
-"""Machines to log in to by SSH, made of this one: namespaces of network, processes, mounts and host name. Linux, as root.
+"""Machines to log in to by SSH, made of this one: namespaces of network, processes, mounts and host
+name. Linux, as root.
 
-Each has an address in a private network, an SSH server that takes one key, and a home and a `/tmp/ray` of its own; the rest of
-the file system is this machine's. `~/venv` is the environment that runs the tests. There is no way to the world outside.
+Each has an address in a private network, an SSH server that takes one key, and a home and a
+`/tmp/ray` of its own; the rest of the file system is this machine's. `~/venv` is the environment
+that runs the tests. There is no way to the world outside.
 
-All is held by open pipes: when they close, because the test ended or was killed, the kernel removes the rest.
+All is held by open pipes: when they close, because the test ended or was killed, the kernel removes
+the rest.
 """
 
 import os
@@ -20,11 +23,15 @@ import yaml
 
 ROOT = Path(__file__).parents[2]
 NEEDED = (ROOT, Path(sys.prefix), Path(sys.base_prefix))
+# a host's, mounted over this folder
 HOME = next(
     home for home in ("/mnt", "/srv") if not any(path.is_relative_to(home) for path in NEEDED)
-)  # a host's, over this
+)
 PINS = [ROOT / "pyproject.toml", ROOT / "constraints.txt"]
-SSHD = f"-f /dev/null -o HostKey={HOME}/.ssh/host_key -o UsePAM=no -o StrictModes=no -o PidFile=none -o MaxStartups=99"
+SSHD = (
+    f"-f /dev/null -o HostKey={HOME}/.ssh/host_key -o UsePAM=no -o StrictModes=no "
+    f"-o PidFile=none -o MaxStartups=99"
+)
 
 # What joins them is in a network namespace too, where this machine's firewall does not apply.
 HUB = "ip link add bridge type bridge; ip link set bridge up"
@@ -60,9 +67,10 @@ class Host:
         return False
 
     def kill(self) -> None:
-        """The machine vanishes: nobody is told, as when the power goes."""
+        """The machine vanishes without a word, as when the power goes."""
         _ip(self.process.pid, "link", "set", "eth0", "down")
-        self.process.kill()  # unshare, which takes the namespace's first process with it, and that one all others
+        # unshare, which takes the namespace's first process with it, and that one all others
+        self.process.kill()
         self.process.wait()
 
 
@@ -105,7 +113,8 @@ def switch(folder: Path) -> Path:
 
 
 def fill_in(path: Path, hosts: list[Host], key: Path, head: str = "true") -> None:
-    """Changes what a person must in `local.yaml`: the first host is the head, where the shell runs `head` before Ray starts."""
+    """Changes what a person must in `local.yaml`: the first host is the head, where the shell runs
+    `head` before Ray starts."""
     config = yaml.safe_load(path.read_text())
     config["provider"] |= {"head_ip": hosts[0].ip, "worker_ips": [host.ip for host in hosts[1:]]}
     config["auth"] |= {"ssh_user": "root", "ssh_private_key": str(key)}

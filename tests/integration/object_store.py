@@ -18,7 +18,8 @@ SECRET = "dGhpcyBpcyBhIHNlY3JldA"  # nothing may write it down
 
 @contextlib.contextmanager
 def s3(host: str = "127.0.0.1") -> Iterator[dict[str, str]]:
-    """A running server with an empty bucket; gives the environment variables by which clients find it."""
+    """A running server with an empty bucket; gives the environment variables by which clients find
+    it."""
     with socket.create_server((host, 0)) as free:
         port = free.getsockname()[1]
     command = [sys.executable, "-m", "moto.server", "-H", host, "-p", str(port)]
@@ -40,7 +41,8 @@ def s3(host: str = "127.0.0.1") -> Iterator[dict[str, str]]:
         subprocess.run(
             [sys.executable, "-c", make, BUCKET], env={**os.environ, **environment}, check=True
         )
-        s3fs.S3FileSystem.clear_instance_cache()  # of clients that this process made for an earlier server
+        # of clients that this process made for an earlier server
+        s3fs.S3FileSystem.clear_instance_cache()
         yield environment
     finally:
         server.kill()

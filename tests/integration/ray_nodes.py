@@ -1,4 +1,5 @@
-"""A Ray cluster of several nodes on this machine (Ray's own, for tests), in processes of its own that can be killed."""
+"""A Ray cluster of several nodes on this machine (Ray's own, for tests), in processes of its own
+that can be killed."""
 
 import contextlib
 import json
@@ -24,23 +25,28 @@ sys.stdin.read()
 
 @contextlib.contextmanager
 def ray_nodes(home: Path, *nodes: dict[str, Any]) -> Iterator[tuple[str, subprocess.Popen[str]]]:
-    """A cluster of such nodes, the first of which is the head: its address, and its process group, to be killed whole."""
+    """A cluster of such nodes, the first of which is the head: its address, and its process group,
+    to be killed whole."""
     home.mkdir(exist_ok=True)
-    environment = {**os.environ, "HOME": str(home)}
     process = subprocess.Popen(
-        [sys.executable, "-c", SCRIPT, json.dumps(nodes)], env=environment, text=True, start_new_session=True,
-        stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.STDOUT,
-    )  # fmt: skip
+        [sys.executable, "-c", SCRIPT, json.dumps(nodes)],
+        env={**os.environ, "HOME": str(home)},
+        text=True,
+        start_new_session=True,
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+    )
     assert process.stdout
     try:
-        said = []
+        lines = []
         for line in process.stdout:
-            said.append(line)
+            lines.append(line)
             if line.startswith("address "):
                 break
         else:
-            raise AssertionError("".join(said))
-        yield said[-1].split()[1], process
+            raise AssertionError("".join(lines))
+        yield lines[-1].split()[1], process
     finally:
         kill(process)
         for stream in (process.stdin, process.stdout):

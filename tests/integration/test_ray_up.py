@@ -251,7 +251,7 @@ def test_token_stands_in_its_file_only(cluster: Cluster) -> None:
 @launches
 @pytest.mark.slow
 def test_a_folder_of_one_machine_alone_is_refused(cluster: Cluster) -> None:
-    told = cluster.exec(search(*SEARCH, "--storage", f"{HOME}/runs", "--name", "s"))
+    told = cluster.exec(search(*BY_CHANCE, *at(f"{HOME}/runs")))
     assert told.returncode != 0
     assert (
         "one that every machine of the cluster reaches, such as a folder that all machines mount, or s3://"
@@ -268,36 +268,39 @@ def test_a_folder_of_one_machine_alone_is_refused(cluster: Cluster) -> None:
 @pytest.mark.slow
 @pytest.mark.timeout(900)
 def test_a_search_goes_on_without_a_machine_that_vanishes(
-    cluster: Cluster, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    cluster: Cluster, undisturbed_by_chance: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Its trials end on the machines that are left, with the rows of an undisturbed search on one machine."""
-    code, output = run(
-        [*SEARCH, "--storage", str(tmp_path), "--name", "undisturbed"], tmp_path / "home"
-    )
-    assert code == 0, output
+    """Its trials end on the machines that are left, with the rows of an undisturbed search on one
+    machine."""
     for name, value in cluster.object_store.items():
         monkeypatch.setenv(name, value)
     victim = cluster.hosts[-1]
     with subprocess.Popen(
-        [BIN / "ray", "exec", cluster.config, search(*SEARCH, "--storage", STORAGE, "--name", "s")], cwd=ROOT,
-        env=cluster.environment, text=True, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.STDOUT,
-    ) as process:  # fmt: skip
+        [BIN / "ray", "exec", cluster.config, search(*BY_CHANCE, *at(STORAGE))],
+        cwd=ROOT,
+        env=cluster.environment,
+        text=True,
+        stdin=subprocess.DEVNULL,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+    ) as process:
         deadline = time.monotonic() + 300
         while rows_in_storage() < 5 or not victim.runs(b"ray::ImplicitFunc"):
             assert process.poll() is None, process.communicate()[0]
-            assert time.monotonic() < deadline, "the search did not get there in time"
+            assert time.monotonic() < deadline, "the search did not get that far in time"
             time.sleep(0.5)
         victim.kill()
         output, _ = process.communicate(timeout=500)
     assert process.returncode == 0, output
     assert f"everything is in {STORAGE}/s:" in output
-    there = load_trials(f"{STORAGE}/s").drop(columns=MEASURED)
-    assert there.equals(load_trials(tmp_path / "undisturbed").drop(columns=MEASURED))
+    assert rows_of(f"{STORAGE}/s").equals(rows_of(undisturbed_by_chance))
 
 
 def rows_in_storage() -> int:
     uri = f"{STORAGE}/s"
-    return int(load_trials(uri)["epoch"].count()) if Store(Path(), uri).has("trial_0000") else 0
+    if not Mirror(Path(), uri).has("trial_0000"):
+        return 0
+    return int(load_trials(uri)["epoch"].count())
 
 
 @launches

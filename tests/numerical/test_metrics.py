@@ -1,6 +1,8 @@
-"""Every metric against somebody else's implementation or a closed form, then the order of good and bad images on real digits.
+"""Every metric against somebody else's implementation or a closed form, then the order of good and
+bad images on real digits.
 
-A reference library is imported where it is used, so that the rest runs on a machine that has only PyTorch.
+A reference library is imported where it is used, so that the rest runs on a machine that has only
+PyTorch.
 
 Shapes: N real and M generated images, F features.
 """
@@ -27,7 +29,8 @@ MINI = Source("mnist-mini")
 
 
 class Case(NamedTuple):
-    """How a pair of feature sets is drawn. More than `metrics.ROWS` real items need more than one block of rows."""
+    """How a pair of feature sets is drawn. More than `metrics.ROWS` real items need more than one
+    block of rows."""
 
     real: int
     fake: int
@@ -49,14 +52,18 @@ CASES = {
     "narrow": Case(1100, 600, 16, scale=0.5),
     "wide": Case(600, 1100, 16, scale=1.5),
     "as many": Case(1100, 1100, 12, shift=0.2, scale=0.8),
-    "singular": Case(60, 80, FEATURES, shift=0.3, scale=1.5),  # fewer items than features: covariances of rank 59 and 79
+    "singular": Case(
+        60, 80, FEATURES, shift=0.3, scale=1.5
+    ),  # fewer items than features: covariances of rank 59 and 79
 }
 
 
 def draw(case: Case) -> Pair:
     """Correlated normal features, of full rank where the counts allow it."""
     rng = torch.Generator().manual_seed(7)
-    mix = torch.randn(case.features, case.features, generator=rng) / math.sqrt(case.features)  # (F, F)
+    mix = torch.randn(case.features, case.features, generator=rng) / math.sqrt(
+        case.features
+    )  # (F, F)
     real = torch.randn(case.real, case.features, generator=rng) @ mix
     fake = torch.randn(case.fake, case.features, generator=rng) @ mix * case.scale + case.shift
     return Pair(real, fake)
@@ -108,7 +115,10 @@ def frechet_scipy(real: NDArray[np.float64], fake: NDArray[np.float64]) -> float
     linalg = pytest.importorskip("scipy.linalg")
     covariances = np.cov(real, rowvar=False), np.cov(fake, rowvar=False)
     root = linalg.sqrtm(covariances[0] @ covariances[1]).real
-    return float(np.square(real.mean(0) - fake.mean(0)).sum() + np.trace(covariances[0] + covariances[1] - 2 * root))
+    return float(
+        np.square(real.mean(0) - fake.mean(0)).sum()
+        + np.trace(covariances[0] + covariances[1] - 2 * root)
+    )
 
 
 def frechet_torchmetrics(real: NDArray[np.float64], fake: NDArray[np.float64]) -> float:
@@ -124,7 +134,8 @@ def frechet_torch_fidelity(real: NDArray[np.float64], fake: NDArray[np.float64])
 
 
 def frechet_nuclear(real: NDArray[np.float64], fake: NDArray[np.float64]) -> float:
-    """Without a root of a covariance: for C1 = A'A and C2 = B'B, tr (C1 C2)^(1/2) is the nuclear norm of A B'.
+    """Without a root of a covariance: for C1 = A'A and C2 = B'B, tr (C1 C2)^(1/2) is the nuclear
+    norm of A B'.
 
     So nothing here is ill-conditioned where the covariances are singular.
     """
@@ -133,10 +144,15 @@ def frechet_nuclear(real: NDArray[np.float64], fake: NDArray[np.float64]) -> flo
     return float(squares - 2 * np.linalg.norm(a @ b.T, "nuc"))
 
 
-@pytest.mark.parametrize("other", [frechet_scipy, frechet_torchmetrics, frechet_torch_fidelity, frechet_nuclear])
-def test_frechet_distance_agrees_with(other: Callable[[NDArray[np.float64], NDArray[np.float64]], float], pair: Pair) -> None:
+@pytest.mark.parametrize(
+    "other", [frechet_scipy, frechet_torchmetrics, frechet_torch_fidelity, frechet_nuclear]
+)
+def test_frechet_distance_agrees_with(
+    other: Callable[[NDArray[np.float64], NDArray[np.float64]], float], pair: Pair
+) -> None:
     expected = other(pair.real.double().numpy(), pair.fake.double().numpy())
-    # a zero eigenvalue comes out at about 1e-16, so its root at 1e-8: singular covariances cost half of the digits
+    # a zero eigenvalue comes out at about 1e-16, so its root at 1e-8: singular covariances cost
+    # half of the digits
     assert frechet(*pair) == pytest.approx(expected, rel=1e-6)
 
 
@@ -146,7 +162,10 @@ def test_frechet_distance_agrees_with(other: Callable[[NDArray[np.float64], NDAr
         (([0.0, 0.0, 0.0], [0.0, 0.0, 0.0]), ([1.0, 2.0, 3.0], [1.0, 2.0, 3.0])),
         (([1.0, -2.0, 0.5], [0.0, 4.0, 0.5]), ([1.0, 2.0, 3.0], [1.0, 2.0, 3.0])),
         (([0.0, 0.0, 0.0], [0.0, 0.0, 0.0]), ([1.0, 4.0, 9.0], [16.0, 0.25, 1e-6])),
-        (([3.0, 1.0, 2.0], [1.0, 1.0, 7.0]), ([0.0, 4.0, 0.0], [2.0, 0.0, 0.0])),  # singular, ranks 1 and 1
+        (
+            ([3.0, 1.0, 2.0], [1.0, 1.0, 7.0]),
+            ([0.0, 4.0, 0.0], [2.0, 0.0, 0.0]),
+        ),  # singular, ranks 1 and 1
         (([3.0, 1.0, 2.0], [1.0, 1.0, 7.0]), ([0.0, 0.0, 0.0], [0.0, 0.0, 0.0])),  # two points
     ],
 )
@@ -156,19 +175,29 @@ def test_frechet_distance_of_commuting_gaussians_has_a_closed_form(
 ) -> None:
     """|m1 - m2|^2 + sum (s1 - s2)^2, with s the standard deviations along shared axes."""
     rng = torch.Generator().manual_seed(1)
-    axes = torch.linalg.qr(torch.randn(3, 3, generator=rng, dtype=torch.float64)).Q if turned else torch.eye(3).double()
+    axes = (
+        torch.linalg.qr(torch.randn(3, 3, generator=rng, dtype=torch.float64)).Q
+        if turned
+        else torch.eye(3).double()
+    )
     real, fake = (
-        metrics.Gaussian(axes @ torch.tensor(m).double(), axes @ torch.tensor(v).double().diag() @ axes.T)
+        metrics.Gaussian(
+            axes @ torch.tensor(m).double(), axes @ torch.tensor(v).double().diag() @ axes.T
+        )
         for m, v in zip(means, variances, strict=True)
     )
-    expected = np.square(np.subtract(*means)).sum() + np.square(np.subtract(*np.sqrt(variances))).sum()
+    expected = (
+        np.square(np.subtract(*means)).sum() + np.square(np.subtract(*np.sqrt(variances))).sum()
+    )
     assert metrics.frechet_distance(real, fake) == pytest.approx(expected, rel=1e-7, abs=1e-7)
 
 
 @pytest.mark.parametrize("name", CASES)
 def test_frechet_distance_of_a_moved_set_is_the_move_squared(name: str) -> None:
     real = draw(CASES[name]).real.double()
-    rounding = 1e-4 if name == "singular" else 1e-9  # the roots of 69 zero eigenvalues: -3e-6 measured
+    rounding = (
+        1e-4 if name == "singular" else 1e-9
+    )  # the roots of 69 zero eigenvalues: -3e-6 measured
     assert frechet(real, real) == pytest.approx(0, abs=rounding)
     assert frechet(real, real + 0.5) == pytest.approx(0.25 * real.shape[1], abs=rounding)
 
@@ -205,20 +234,29 @@ def kernel_torch_fidelity(real: NDArray[np.float64], fake: NDArray[np.float64]) 
     kid = pytest.importorskip("torch_fidelity.metric_kid")
     sets = torch.from_numpy(real), torch.from_numpy(fake)
     return float(
-        kid.kid_features_to_metric(*sets, kid_subsets=1, kid_subset_size=len(real), verbose=False)[kid.KEY_METRIC_KID_MEAN]
+        kid.kid_features_to_metric(*sets, kid_subsets=1, kid_subset_size=len(real), verbose=False)[
+            kid.KEY_METRIC_KID_MEAN
+        ]
     )
 
 
 def assert_same_kernel_distance(pair: Pair, expected: float) -> None:
-    """Equal up to float32's rounding of single kernels, which cancels in a double sum and would grow in a float32 one."""
+    """Equal up to float32's rounding of single kernels, which cancels in a double sum and would
+    grow in a float32 one."""
     x = pair.real.double()
-    size = (x.square().sum(1) / x.shape[1] + 1).pow(3).mean().item()  # mean kernel of an item with itself
+    size = (
+        (x.square().sum(1) / x.shape[1] + 1).pow(3).mean().item()
+    )  # mean kernel of an item with itself
     assert metrics.kernel_distance(*pair) == pytest.approx(expected, abs=1e-8 * size)
-    assert metrics.kernel_distance(*pair, metrics.within_kernel_mean(pair.real)) == pytest.approx(expected, abs=1e-8 * size)
+    assert metrics.kernel_distance(*pair, metrics.within_kernel_mean(pair.real)) == pytest.approx(
+        expected, abs=1e-8 * size
+    )
 
 
 def test_kernel_distance_agrees_with_numpy(pair: Pair) -> None:
-    assert_same_kernel_distance(pair, kernel_numpy(pair.real.double().numpy(), pair.fake.double().numpy()))
+    assert_same_kernel_distance(
+        pair, kernel_numpy(pair.real.double().numpy(), pair.fake.double().numpy())
+    )
 
 
 @pytest.mark.parametrize("other", [kernel_torchmetrics, kernel_torch_fidelity])
@@ -234,7 +272,10 @@ def test_kernel_distance_of_equal_counts_agrees_with(
 def test_kernel_distance_of_equal_distributions_is_zero_on_average() -> None:
     """The diagonal is left out; with it, halves of 100 items would average +0.16 instead."""
     halves = [
-        metrics.kernel_distance(*torch.randn(200, 8, generator=torch.Generator().manual_seed(s)).split(100)) for s in range(200)
+        metrics.kernel_distance(
+            *torch.randn(200, 8, generator=torch.Generator().manual_seed(s)).split(100)
+        )
+        for s in range(200)
     ]
     error = np.std(halves) / math.sqrt(len(halves))
     assert abs(np.mean(halves)) < 4 * error
@@ -250,7 +291,10 @@ def test_kernel_distance_of_equal_distributions_is_zero_on_average() -> None:
 @pytest.mark.parametrize("side", ["real", "fake"])
 @pytest.mark.parametrize("metric", [frechet, metrics.kernel_distance])
 def test_distances_never_hide_what_is_not_finite(
-    metric: Callable[[Tensor, Tensor], float], side: str, where: tuple[int | slice, int | slice], bad: float
+    metric: Callable[[Tensor, Tensor], float],
+    side: str,
+    where: tuple[int | slice, int | slice],
+    bad: float,
 ) -> None:
     clean = draw(Case(40, 60, 8))
     spoilt = getattr(clean, side).clone()
@@ -269,7 +313,9 @@ def test_frechet_distance_hides_neither_mean_nor_covariance(side: int, part: str
     assert not math.isfinite(value_or_nan(lambda: metrics.frechet_distance(*sides)))
 
 
-def test_one_pixel_that_is_not_finite_is_refused_a_score(reference: Reference, held_out: Split) -> None:
+def test_one_pixel_that_is_not_finite_is_refused_a_score(
+    reference: Reference, held_out: Split
+) -> None:
     images = held_out.images[:20].float() / 127.5 - 1
     images[4, 0, 14, 14] = math.nan
     with pytest.raises(FloatingPointError, match="G generates non-finite values"):
@@ -290,7 +336,9 @@ def test_neighbour_radii_agree_with_a_tree(count: int, k: int) -> None:
 
 @pytest.mark.parametrize(("count", "k"), [(0, 5), (1, 5), (5, 5), (3, 3)])
 def test_neighbour_radii_of_too_few_images_are_refused(count: int, k: int) -> None:
-    with pytest.raises(ValueError, match=rf"^{count} images; the {k}-th nearest neighbour needs at least {k + 1}$"):
+    with pytest.raises(
+        ValueError, match=rf"^{count} images; the {k}-th nearest neighbour needs at least {k + 1}$"
+    ):
         metrics.neighbour_radii(torch.zeros(count, 8), k)
 
 
@@ -303,11 +351,16 @@ def test_score_of_too_few_images_is_refused(reference: Reference, held_out: Spli
 def test_manifold_agrees_with_prdc(pair: Pair, k: int) -> None:
     prdc = pytest.importorskip("prdc")
     real, fake = pair
-    found = metrics.manifold(real, fake, metrics.neighbour_radii(real, k), metrics.neighbour_radii(fake, k), k)
+    found = metrics.manifold(
+        real, fake, metrics.neighbour_radii(real, k), metrics.neighbour_radii(fake, k), k
+    )
     expected = prdc.compute_prdc(real.numpy(), fake.numpy(), k)
-    # distances are rounded otherwise there, so an item on the edge of a neighbourhood may fall on its other side
+    # distances are rounded otherwise there, so an item on the edge of a neighbourhood may fall on
+    # its other side
     edge = 1.5 / min(len(real), len(fake))
-    assert found._asdict() == pytest.approx({name: float(value) for name, value in expected.items()}, abs=edge)
+    assert found._asdict() == pytest.approx(
+        {name: float(value) for name, value in expected.items()}, abs=edge
+    )
 
 
 def test_manifold_cases_tell_the_four_metrics_apart() -> None:
@@ -315,7 +368,9 @@ def test_manifold_cases_tell_the_four_metrics_apart() -> None:
     found = {}
     for name in ("alike", "shifted", "narrow", "wide"):
         real, fake = draw(CASES[name])
-        found[name] = metrics.manifold(real, fake, metrics.neighbour_radii(real), metrics.neighbour_radii(fake))
+        found[name] = metrics.manifold(
+            real, fake, metrics.neighbour_radii(real), metrics.neighbour_radii(fake)
+        )
     assert min(found["alike"]) > 0.9
     assert max(found["shifted"]) < 0.9
     assert found["narrow"].precision > 0.9 > 0.5 > found["narrow"].recall
@@ -325,9 +380,14 @@ def test_manifold_cases_tell_the_four_metrics_apart() -> None:
 # Classifier score and digits
 
 
-@pytest.mark.parametrize("scale", [0.0, 1.0, 5.0, 100.0])  # at 100, most probabilities are exactly 0 in float32
+@pytest.mark.parametrize(
+    "scale", [0.0, 1.0, 5.0, 100.0]
+)  # at 100, most probabilities are exactly 0 in float32
 def test_classifier_score_agrees_with_torch_fidelity_and_scipy(scale: float) -> None:
-    isc, stats = pytest.importorskip("torch_fidelity.metric_isc"), pytest.importorskip("scipy.stats")
+    isc, stats = (
+        pytest.importorskip("torch_fidelity.metric_isc"),
+        pytest.importorskip("scipy.stats"),
+    )
     logits = scale * torch.randn(900, 10, generator=torch.Generator().manual_seed(3))
     probabilities = logits.softmax(1)
     if scale == 100:
@@ -336,7 +396,9 @@ def test_classifier_score_agrees_with_torch_fidelity_and_scipy(scale: float) -> 
     theirs = isc.isc_features_to_metric(logits, splits=1, shuffle=False)
     assert found == pytest.approx(theirs[isc.KEY_METRIC_ISC_MEAN], rel=1e-5)
     p = probabilities.double().numpy()
-    p /= p.sum(1, keepdims=True)  # a float32 softmax adds up to 1 within 1e-7, and scipy makes it exact
+    p /= p.sum(
+        1, keepdims=True
+    )  # a float32 softmax adds up to 1 within 1e-7, and scipy makes it exact
     divergences = [stats.entropy(row, p.mean(0)) for row in p]
     assert found == pytest.approx(math.exp(np.mean(divergences)), rel=1e-6)
 
@@ -373,7 +435,10 @@ def test_confident_share_by_hand(surest: list[float], expected: float) -> None:
 
 def test_confident_share_is_of_one_digit_at_a_time() -> None:
     """Two likely digits are no certainty, however little is left for the others."""
-    assert metrics.confident_share(torch.tensor([[0.5, 0.5] + 8 * [0.0], [0.89, 0.11] + 8 * [0.0]])) == 0
+    assert (
+        metrics.confident_share(torch.tensor([[0.5, 0.5] + 8 * [0.0], [0.89, 0.11] + 8 * [0.0]]))
+        == 0
+    )
 
 
 COUNTS = {
@@ -397,11 +462,15 @@ def test_digit_histogram_agrees_with_numpy_and_scipy(name: str) -> None:
     probabilities[np.arange(len(labels)), labels] += 0.5  # likeliest, however unsure
     probabilities /= probabilities.sum(1, keepdims=True)
 
-    shares = metrics.digit_shares(torch.from_numpy(probabilities).float())
+    shares = metrics.class_shares(torch.from_numpy(probabilities).float())
     assert shares.dtype == torch.float64
     np.testing.assert_allclose(shares.numpy(), counts / counts.sum(), rtol=1e-15)
-    assert metrics.digits_covered(shares) == (100 * counts >= counts.sum()).sum()  # in whole numbers: no rounding at 1 %
-    assert metrics.kl_from_uniform(shares) == pytest.approx(stats.entropy(counts, np.ones(10)), rel=1e-12, abs=1e-15)
+    assert (
+        metrics.classes_covered(shares) == (100 * counts >= counts.sum()).sum()
+    )  # in whole numbers: no rounding at 1 %
+    assert metrics.kl_from_uniform(shares) == pytest.approx(
+        stats.entropy(counts, np.ones(10)), rel=1e-12, abs=1e-15
+    )
 
 
 @pytest.mark.parametrize(
@@ -427,7 +496,8 @@ def test_collapse_by_digits_and_by_repeats(digits_seen: int, radius: float, expe
 
 @pytest.mark.parametrize(("repeated", "expected"), [(0.4, False), (0.6, True)])
 def test_collapse_is_of_the_typical_image(repeated: float, expected: bool) -> None:
-    """Real neighbours are far apart here and there, so neither the mean nor the least radius will do."""
+    """Real neighbours are far apart here and there, so neither the mean nor the least radius will
+    do."""
     fake = torch.full((100,), 2.0)
     fake[: int(100 * repeated)] = 0.0
     real = torch.cat([torch.full((99,), 2.0), torch.tensor([1e6])])
@@ -438,7 +508,8 @@ def test_collapse_is_of_the_typical_image(repeated: float, expected: bool) -> No
 
 
 def high_part(images: NDArray[np.float64]) -> NDArray[np.float64]:
-    """What of images (N, C, S, S) lies above a quarter of a cycle a pixel. The cut-off is of whole numbers: no rounding."""
+    """What of images (N, C, S, S) lies above a quarter of a cycle a pixel. The cut-off is of whole
+    numbers: no rounding."""
     fft, size = pytest.importorskip("scipy.fft"), images.shape[-1]
     k = np.rint(fft.fftfreq(size) * size).astype(int)
     part = fft.ifft2(fft.fft2(images) * (16 * (k[:, None] ** 2 + k**2) > size**2))
@@ -466,12 +537,27 @@ def energy_by_sums(images: NDArray[np.float64]) -> NDArray[np.float64]:
 @pytest.mark.parametrize("other", [energy_by_filter, energy_by_sums])
 @pytest.mark.parametrize(
     ("count", "channels", "size"),
-    [(3, 1, 28), (3, 3, 16), (2, 1, 32), (2, 3, 15), (3, 1, 9), (2, 1, 29), (1, 1, 1), (1100, 1, 4), (1100, 3, 5)],
+    [
+        (3, 1, 28),
+        (3, 3, 16),
+        (2, 1, 32),
+        (2, 3, 15),
+        (3, 1, 9),
+        (2, 1, 29),
+        (1, 1, 1),
+        (1100, 1, 4),
+        (1100, 3, 5),
+    ],
 )
 def test_high_frequency_energy_agrees_with(
-    other: Callable[[NDArray[np.float64]], NDArray[np.float64]], count: int, channels: int, size: int
+    other: Callable[[NDArray[np.float64]], NDArray[np.float64]],
+    count: int,
+    channels: int,
+    size: int,
 ) -> None:
-    images = torch.rand(count, channels, size, size, generator=torch.Generator().manual_seed(5)) * 2 - 1
+    images = (
+        torch.rand(count, channels, size, size, generator=torch.Generator().manual_seed(5)) * 2 - 1
+    )
     found = metrics.high_frequency_energy(images)
     assert found.shape == (count,)
     np.testing.assert_allclose(found.numpy(), other(images.double().numpy()), rtol=1e-5, atol=1e-12)
@@ -506,13 +592,23 @@ WAVES = [
 
 
 @pytest.mark.parametrize(("size", "down", "across", "above"), WAVES)
-def test_energy_of_a_wave_is_half_its_amplitude_squared_or_nothing(size: int, down: int, across: int, above: bool) -> None:
+def test_energy_of_a_wave_is_half_its_amplitude_squared_or_nothing(
+    size: int, down: int, across: int, above: bool
+) -> None:
     of_one = 0.5 if above else 0.0
-    images = torch.stack([0.6 * wave(size, down, across), wave(size, down, across) - 0.7])[:, None]  # the mean is no energy
-    np.testing.assert_allclose(metrics.high_frequency_energy(images), [0.36 * of_one, of_one], rtol=1e-5, atol=1e-10)
-    coloured = torch.tensor([0.2, 0.4, 0.9])[:, None, None] * wave(size, down, across)  # a mean over channels
+    images = torch.stack([0.6 * wave(size, down, across), wave(size, down, across) - 0.7])[
+        :, None
+    ]  # the mean is no energy
+    np.testing.assert_allclose(
+        metrics.high_frequency_energy(images), [0.36 * of_one, of_one], rtol=1e-5, atol=1e-10
+    )
+    coloured = torch.tensor([0.2, 0.4, 0.9])[:, None, None] * wave(
+        size, down, across
+    )  # a mean over channels
     expected = of_one * (0.04 + 0.16 + 0.81) / 3
-    np.testing.assert_allclose(metrics.high_frequency_energy(coloured[None]), [expected], rtol=1e-5, atol=1e-10)
+    np.testing.assert_allclose(
+        metrics.high_frequency_energy(coloured[None]), [expected], rtol=1e-5, atol=1e-10
+    )
 
 
 @pytest.mark.parametrize("size", [1, 16, 28, 33])
@@ -521,12 +617,16 @@ def test_energy_of_an_even_image_is_none_and_of_a_chequerboard_all(size: int) ->
     if size % 2 == 0:
         board = torch.ones(size, size)
         board[::2, ::2] = board[1::2, 1::2] = -1
-        np.testing.assert_allclose(metrics.high_frequency_energy(0.5 * board[None, None]), [0.25], rtol=1e-6)
+        np.testing.assert_allclose(
+            metrics.high_frequency_energy(0.5 * board[None, None]), [0.25], rtol=1e-6
+        )
 
 
 def test_energies_of_waves_add_up_and_the_low_ones_are_left_out() -> None:
     mixed = 0.3 * wave(28, 0, 9) + 0.5 * wave(28, 11, -2) + 0.9 * wave(28, 2, 3) - 0.1
-    assert metrics.high_frequency_energy(mixed[None, None]).item() == pytest.approx((0.09 + 0.25) / 2, rel=1e-5)
+    assert metrics.high_frequency_energy(mixed[None, None]).item() == pytest.approx(
+        (0.09 + 0.25) / 2, rel=1e-5
+    )
 
 
 # Path length
@@ -546,12 +646,17 @@ def arc(radius: float, angle: float, steps: int) -> list[list[float]]:
         ([[[0, 0], [1, 0], [1, 1], [0, 1], [0, 0]]], 4),
         ([arc(5, math.pi / 2, 4)], 3 * 2 * 5 * math.sin(math.pi / 12)),  # chords
         ([arc(5, math.pi / 2, 5000)], 5 * math.pi / 2),
-        ([[[0, 0], [3, 4]], [[100, 0], [100, 1]]], 3),  # a mean over paths, and no step from one to the next
+        (
+            [[[0, 0], [3, 4]], [[100, 0], [100, 1]]],
+            3,
+        ),  # a mean over paths, and no step from one to the next
         ([[[1, 1]]], 0),
     ],
 )
 def test_path_length_by_hand(paths: list[list[list[float]]], expected: float) -> None:
-    assert metrics.path_length(torch.tensor(paths, dtype=torch.float64)) == pytest.approx(expected, rel=1e-6)
+    assert metrics.path_length(torch.tensor(paths, dtype=torch.float64)) == pytest.approx(
+        expected, rel=1e-6
+    )
     moved = torch.tensor(paths, dtype=torch.float32) - 7
     assert metrics.path_length(moved) == pytest.approx(expected, rel=1e-3)
 
@@ -607,8 +712,11 @@ def test_kid_orders_good_and_bad_images(rows: dict[str, Row], poor: str) -> None
 
 
 @pytest.mark.parametrize("digit", range(10))
-def test_one_image_is_on_average_worse_than_its_class(digit: int, digits: Pair, reference: Reference, held_out: Split) -> None:
-    """For kid this is Jensen's inequality; a single bland image near the mean of all digits may beat its class.
+def test_one_image_is_on_average_worse_than_its_class(
+    digit: int, digits: Pair, reference: Reference, held_out: Split
+) -> None:
+    """For kid this is Jensen's inequality; a single bland image near the mean of all digits may
+    beat its class.
 
     Neither distance depends on how often an image is repeated.
     """
@@ -631,13 +739,16 @@ def test_one_image_is_on_average_worse_than_its_class(digit: int, digits: Pair, 
         ("ten images", 10, True),
     ],
 )
-def test_collapse_and_covered_digits(rows: dict[str, Row], name: str, covered: int, collapsed: bool) -> None:
+def test_collapse_and_covered_digits(
+    rows: dict[str, Row], name: str, covered: int, collapsed: bool
+) -> None:
     assert rows[name]["digits_covered"] == covered
     assert rows[name]["collapsed"] is collapsed
 
 
 def test_real_images_cover_real_images(rows: dict[str, Row]) -> None:
-    """Expected coverage of equal distributions and counts is near 1 - 2^-k, and density 1 (arXiv 2002.09797)."""
+    """Expected coverage of equal distributions and counts is near 1 - 2^-k, and density 1 (arXiv
+    2002.09797)."""
     real = rows["real"]
     assert real["sample_coverage"] == pytest.approx(1 - 2**-metrics.NEIGHBOURS, abs=0.03)
     assert real["sample_density"] == pytest.approx(1, abs=0.1)
@@ -659,14 +770,24 @@ def test_sharpness_tells_blurred_and_noisy_from_real_digits(
         assert 0 < mean_energy(gaussian_blur(unit, [5, 5], [blur, blur])) / reference.energy < 0.7
         assert mean_energy(unit + grain * noise) / reference.energy > 1.5
     for split in ("train", "validation"):
-        assert 0.85 < mean_energy(load_split(MINI, split).images[: len(unit)]) / reference.energy < 1.15
+        assert (
+            0.85
+            < mean_energy(load_split(MINI, split).images[: len(unit)]) / reference.energy
+            < 1.15
+        )
 
 
 @pytest.mark.parametrize("name", ["real", "blurred"])
-def test_sharpness_is_a_quotient_of_energies(name: str, rows: dict[str, Row], held_out: Split) -> None:
-    images = {"real": held_out.images, "blurred": gaussian_blur(held_out.images, [5, 5], [1.0, 1.0])}[name]
+def test_sharpness_is_a_quotient_of_energies(
+    name: str, rows: dict[str, Row], held_out: Split
+) -> None:
+    images = {
+        "real": held_out.images,
+        "blurred": gaussian_blur(held_out.images, [5, 5], [1.0, 1.0]),
+    }[name]
     mean, of_real = (
-        energy_by_filter(x.double().numpy() / 127.5 - 1).mean() for x in (images, load_split(MINI, "validation").images)
+        energy_by_filter(x.double().numpy() / 127.5 - 1).mean()
+        for x in (images, load_split(MINI, "validation").images)
     )
     assert rows[name]["sharpness"] == pytest.approx(mean / of_real, rel=1e-5)
 
@@ -674,7 +795,8 @@ def test_sharpness_is_a_quotient_of_energies(name: str, rows: dict[str, Row], he
 @pytest.mark.parametrize(("size", "channels"), [(16, 1), (28, 3), (64, 1)])
 def test_sharpness_of_real_digits_is_1_at_any_size_and_in_colour(size: int, channels: int) -> None:
     of_test, of_validation = (
-        mean_energy(load_split(Source("mnist-mini", size, channels), split).images[:400]) for split in ("test", "validation")
+        mean_energy(load_split(Source("mnist-mini", size, channels), split).images[:400])
+        for split in ("test", "validation")
     )
     assert 0.85 < of_test / of_validation < 1.15
 
@@ -689,7 +811,9 @@ def test_energy_is_the_same_for_uint8_float_and_double(held_out: Split) -> None:
 
 def test_the_yardstick_is_sure_of_real_digits(rows: dict[str, Row], held_out: Split) -> None:
     probabilities = extract(load_yardstick(CPU), held_out.images).probabilities
-    assert rows["real"]["confident_share"] == np.mean([max(p) >= np.float32(0.9) for p in probabilities.numpy()])
+    assert rows["real"]["confident_share"] == np.mean(
+        [max(p) >= np.float32(0.9) for p in probabilities.numpy()]
+    )
     assert rows["real"]["confident_share"] > 0.97
     assert rows["one image"]["confident_share"] in (0, 1)
     some = held_out.images[:300].float()
@@ -700,7 +824,9 @@ def test_the_yardstick_is_sure_of_real_digits(rows: dict[str, Row], held_out: Sp
 # From images to features
 
 
-def test_score_is_the_same_for_uint8_and_for_unit_range(reference: Reference, held_out: Split) -> None:
+def test_score_is_the_same_for_uint8_and_for_unit_range(
+    reference: Reference, held_out: Split
+) -> None:
     images = held_out.images[:500]
     assert score(images, reference) == score(images.float() / 127.5 - 1, reference)
 
@@ -709,7 +835,9 @@ def test_score_is_the_same_for_uint8_and_for_unit_range(reference: Reference, he
     ("size", "channels", "agreement"),
     [(28, 3, 1.0), (32, 1, 0.98), (32, 3, 0.98), (64, 3, 0.98)],
 )
-def test_features_of_any_size_and_of_colour(size: int, channels: int, agreement: float, held_out: Split) -> None:
+def test_features_of_any_size_and_of_colour(
+    size: int, channels: int, agreement: float, held_out: Split
+) -> None:
     """Grey in three channels is the same image; resizing there and back blurs it a little."""
     images = load_split(Source("mnist-mini", size, channels), "test").images[:200]
     assert images.shape == (200, channels, size, size)
@@ -718,7 +846,9 @@ def test_features_of_any_size_and_of_colour(size: int, channels: int, agreement:
     assert features.dtype == torch.float32
     assert probabilities.shape == (200, 10)
     as_they_are = extract(load_yardstick(CPU), held_out.images[:200])
-    assert (probabilities.argmax(1) == as_they_are.probabilities.argmax(1)).double().mean() >= agreement
+    assert (
+        probabilities.argmax(1) == as_they_are.probabilities.argmax(1)
+    ).double().mean() >= agreement
     if size == 28:
         torch.testing.assert_close(features, as_they_are.features, rtol=1e-4, atol=1e-4)
 

@@ -1,4 +1,5 @@
-"""`dcgan.images` and `dcgan.memory`: pictures read back by Pillow, noise seen by a net that returns it, and peak memory."""
+"""`dcgan.images` and `dcgan.memory`: pictures read back by Pillow, noise seen by a net that returns
+it, and peak memory."""
 
 import sys
 from pathlib import Path
@@ -21,7 +22,7 @@ Z = 100
 
 @pytest.fixture(scope="module")
 def generator() -> Generator:
-    return build(TrainConfig(generator_width=2, discriminator_width=2, image_size=16))[0]
+    return build([TrainConfig(generator_width=2, discriminator_width=2, image_size=16)])[0]
 
 
 class Echo(nn.Module):
@@ -55,7 +56,11 @@ def test_a_grid_has_the_expected_size(
 ) -> None:
     path = save_grid(torch.zeros(count, 1, size, size), tmp_path / "new" / "grid.png", columns)
     assert path == tmp_path / "new" / "grid.png"
-    assert pixels(path).shape == (factor * (rows * (size + 1) + 1), factor * (used * (size + 1) + 1), 3)
+    assert pixels(path).shape == (
+        factor * (rows * (size + 1) + 1),
+        factor * (used * (size + 1) + 1),
+        3,
+    )
     assert factor * size >= 56
 
 
@@ -124,7 +129,9 @@ def test_interpolation_follows_the_great_circle() -> None:
             expected = (np.sin((1 - t) * angle) * start + np.sin(t * angle) * end) / np.sin(angle)
             np.testing.assert_allclose(point, expected, atol=1e-5)
             assert 0.9 * ends.min() < np.linalg.norm(point) < 1.1 * ends.max()
-        assert np.linalg.norm((start + end) / 2) < 0.9 * ends.min()  # which a straight line would not hold
+        assert (
+            np.linalg.norm((start + end) / 2) < 0.9 * ends.min()
+        )  # which a straight line would not hold
 
 
 def test_interpolation_starts_and_ends_in_images_of_its_noises(generator: Generator) -> None:
@@ -140,7 +147,9 @@ def test_interpolation_is_finite_at_small_latent_sizes(latent_size: int) -> None
     assert interpolate(Echo(), latent_size, 4, 20, seed=0).isfinite().all()
 
 
-LINUX = pytest.mark.skipif(not Path("/proc/self/clear_refs").exists(), reason="only Linux can reset the peak resident set")
+LINUX = pytest.mark.skipif(
+    not Path("/proc/self/clear_refs").exists(), reason="only Linux can reset the peak resident set"
+)
 
 
 @LINUX

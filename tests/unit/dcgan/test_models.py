@@ -1,7 +1,7 @@
-"""`dcgan.models` and `dcgan.losses`: shapes, initial weights, the averaged copy, and the losses against PyTorch's own."""
+"""`dcgan.models` and `dcgan.losses`: shapes, initial weights, the averaged copy, and the losses
+against PyTorch's own."""
 
 import copy
-import dataclasses
 from typing import Any
 
 import pytest
@@ -10,9 +10,10 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
-from dcgan.config import TrainConfig
+from dcgan.config import TrainConfig, replicate
+from dcgan.lanes import Linear, join_lanes, split_lane
 from dcgan.losses import discriminator_loss, generator_loss
-from dcgan.models import Linear, build, map_sizes, part, stack, update_average
+from dcgan.models import build, map_sizes, update_average
 
 
 def parameters(net: nn.Module) -> int:
@@ -21,7 +22,12 @@ def parameters(net: nn.Module) -> int:
 
 @pytest.mark.parametrize(
     ("size", "depth", "sizes"),
-    [(28, 2, [28, 14, 7]), (28, 3, [28, 14, 7, 3]), (100, 5, [100, 50, 25, 12, 6, 3]), (16, 1, [16, 8])],
+    [
+        (28, 2, [28, 14, 7]),
+        (28, 3, [28, 14, 7, 3]),
+        (100, 5, [100, 50, 25, 12, 6, 3]),
+        (16, 1, [16, 8]),
+    ],
 )
 def test_maps_are_halved_and_rounded_down(size: int, depth: int, sizes: list[int]) -> None:
     assert map_sizes(size, depth) == sizes
@@ -31,9 +37,21 @@ def test_maps_are_halved_and_rounded_down(size: int, depth: int, sizes: list[int
 @pytest.mark.parametrize("extra_convs", [0, 2])
 @pytest.mark.parametrize(
     ("size", "g_depth", "d_depth"),
-    [(28, 2, 2), (28, 3, 3), (28, 1, 3), (20, 3, 2), (36, 4, 4), (100, 5, 5), (16, 1, 1), (16, 3, 1), (128, 6, 6)],
+    [
+        (28, 2, 2),
+        (28, 3, 3),
+        (28, 1, 3),
+        (20, 3, 2),
+        (36, 4, 4),
+        (100, 5, 5),
+        (16, 1, 1),
+        (16, 3, 1),
+        (128, 6, 6),
+    ],
 )
-def test_output_shapes(size: int, g_depth: int, d_depth: int, extra_convs: int, channels: int) -> None:
+def test_output_shapes(
+    size: int, g_depth: int, d_depth: int, extra_convs: int, channels: int
+) -> None:
     config = TrainConfig(
         image_size=size,
         generator_depth=g_depth,
@@ -44,7 +62,7 @@ def test_output_shapes(size: int, g_depth: int, d_depth: int, extra_convs: int, 
         generator_width=2,
         discriminator_width=2,
     )
-    G, D = build(config)
+    G, D = build([config])
     images = G(torch.randn(3, 5, generator=torch.Generator().manual_seed(0)))
     assert images.shape == (3, channels, size, size)
     assert images.abs().max() <= 1
@@ -64,13 +82,32 @@ BASELINE_D = 64 * 16 + 64 + 64 * 128 * 16 + 2 * 128 + 128 * 7 * 7 + 1
         ({"latent_size": 10}, BASELINE_G - 90 * 128 * 7 * 7, BASELINE_D),
         ({"extra_convs": 2}, BASELINE_G + 2 * (64 * 64 * 9 + 2 * 64), BASELINE_D),
         ({"channels": 3}, BASELINE_G + 2 * (64 * 16 + 1), BASELINE_D + 2 * 64 * 16),
-        ({"image_size": 32}, BASELINE_G + 100 * 128 * (8 * 8 - 7 * 7), BASELINE_D + 128 * (8 * 8 - 7 * 7)),
-        ({"generator_width": 32}, 100 * 64 * 49 + 2 * 64 + 64 * 32 * 16 + 2 * 32 + 32 * 16 + 1, BASELINE_D),
-        ({"discriminator_width": 32}, BASELINE_G, 32 * 16 + 32 + 32 * 64 * 16 + 2 * 64 + 64 * 49 + 1),
+        (
+            {"image_size": 32},
+            BASELINE_G + 100 * 128 * (8 * 8 - 7 * 7),
+            BASELINE_D + 128 * (8 * 8 - 7 * 7),
+        ),
+        (
+            {"generator_width": 32},
+            100 * 64 * 49 + 2 * 64 + 64 * 32 * 16 + 2 * 32 + 32 * 16 + 1,
+            BASELINE_D,
+        ),
+        (
+            {"discriminator_width": 32},
+            BASELINE_G,
+            32 * 16 + 32 + 32 * 64 * 16 + 2 * 64 + 64 * 49 + 1,
+        ),
         ({"generator_depth": 1}, 100 * 64 * 14 * 14 + 2 * 64 + 64 * 16 + 1, BASELINE_D),
         (
             {"generator_depth": 3},
-            100 * 256 * 3 * 3 + 2 * 256 + 256 * 128 * 16 + 2 * 128 + 128 * 64 * 16 + 2 * 64 + 64 * 16 + 1,
+            100 * 256 * 3 * 3
+            + 2 * 256
+            + 256 * 128 * 16
+            + 2 * 128
+            + 128 * 64 * 16
+            + 2 * 64
+            + 64 * 16
+            + 1,
             BASELINE_D,
         ),
         ({"discriminator_depth": 1}, BASELINE_G, 64 * 16 + 64 + 64 * 14 * 14 + 1),
@@ -82,26 +119,40 @@ BASELINE_D = 64 * 16 + 64 + 64 * 128 * 16 + 2 * 128 + 128 * 7 * 7 + 1
         ({"generator_lr": 1.0, "batch_size": 8, "optimizer": "rmsprop"}, BASELINE_G, BASELINE_D),
     ],
 )
-def test_settings_reach_the_nets(values: dict[str, Any], in_generator: int, in_discriminator: int) -> None:
-    G, D = build(TrainConfig(**values))
+def test_settings_reach_the_nets(
+    values: dict[str, Any], in_generator: int, in_discriminator: int
+) -> None:
+    G, D = build([TrainConfig(**values)])
     assert (parameters(G), parameters(D)) == (in_generator, in_discriminator)
 
 
 def test_initial_weights_are_those_of_the_paper() -> None:
     means = {Linear: 0.0, nn.Conv2d: 0.0, nn.ConvTranspose2d: 0.0, nn.BatchNorm2d: 1.0}
-    layers = [layer for net in build(TrainConfig(extra_convs=1)) for layer in net.modules() if type(layer) in means]
+    layers = [
+        layer
+        for net in build([TrainConfig(extra_convs=1)])
+        for layer in net.modules()
+        if type(layer) in means
+    ]
     assert {type(layer) for layer in layers} == set(means)
     for layer in layers:
         weight, bias = layer.weight.detach(), layer.bias
         n = weight.numel()
-        assert weight.std().item() == pytest.approx(0.02, rel=4 / (2 * n) ** 0.5)  # 4 standard errors
+        assert weight.std().item() == pytest.approx(
+            0.02, rel=4 / (2 * n) ** 0.5
+        )  # 4 standard errors
         assert weight.mean().item() == pytest.approx(means[type(layer)], abs=4 * 0.02 / n**0.5)
         assert bias is None or not bias.any()
 
 
 def test_the_seed_alone_determines_the_initial_weights() -> None:
     def weights(seed: int) -> list[Tensor]:
-        return [w for net in build(TrainConfig(seed=seed)) for name, w in net.state_dict().items() if name.endswith("weight")]
+        return [
+            w
+            for net in build([TrainConfig(seed=seed)])
+            for name, w in net.state_dict().items()
+            if name.endswith("weight")
+        ]
 
     before = torch.get_rng_state()
     try:
@@ -132,7 +183,7 @@ SMALL = TrainConfig(image_size=16, latent_size=5, generator_width=4)
 
 
 def test_update_average_is_the_closed_form_for_weights_and_statistics() -> None:
-    decay, (live, _) = 0.8, build(SMALL)
+    decay, (live, _) = 0.8, build([SMALL])
     average, start = copy.deepcopy(live), copy.deepcopy(live.state_dict())
     states = walk(copy.deepcopy(live), 3)
     for state in states:
@@ -144,7 +195,9 @@ def test_update_average_is_the_closed_form_for_weights_and_statistics() -> None:
             assert got == 3
             continue
         # a_3 = d^3 a_0 + (1 - d) (d^2 w_1 + d w_2 + w_3)
-        expected = decay**3 * start[name] + (1 - decay) * (decay**2 * one[name] + decay * two[name] + three[name])
+        expected = decay**3 * start[name] + (1 - decay) * (
+            decay**2 * one[name] + decay * two[name] + three[name]
+        )
         torch.testing.assert_close(got, expected)
         assert not torch.equal(got, three[name])
     for name, value in live.state_dict().items():
@@ -152,7 +205,7 @@ def test_update_average_is_the_closed_form_for_weights_and_statistics() -> None:
 
 
 def test_update_average_agrees_with_pytorch_on_weights() -> None:
-    decay, (live, _) = 0.9, build(SMALL)
+    decay, (live, _) = 0.9, build([SMALL])
     average = copy.deepcopy(live)
     reference = AveragedModel(live, multi_avg_fn=get_ema_multi_avg_fn(decay))
     reference.update_parameters(live)  # its first update copies
@@ -188,26 +241,34 @@ def test_losses_are_exact_far_out_and_float32(logit: float, dtype: torch.dtype) 
     torch.testing.assert_close(real.grad, torch.full((4,), slope / 4, dtype=dtype))
 
 
-@pytest.mark.parametrize("values", [{}, {"extra_convs": 1, "channels": 3}, {"generator_depth": 3, "image_size": 20}])
-def test_a_net_of_replicas_computes_what_each_one_does(values: dict[str, Any]) -> None:
-    """Nets of other seeds, other inputs for each: every output is one net's own function of its own input."""
-    config = TrainConfig(**({"generator_width": 2, "discriminator_width": 3, "latent_size": 5, "replicas": 3} | values))
-    G, D = build(config)
+@pytest.mark.parametrize(
+    "values", [{}, {"extra_convs": 1, "channels": 3}, {"generator_depth": 3, "image_size": 20}]
+)
+def test_a_net_of_lanes_computes_what_each_one_does(values: dict[str, Any]) -> None:
+    """Nets of other seeds, other inputs for each: every output is one net's own function of its own
+    input."""
+    small = {"generator_width": 2, "discriminator_width": 3, "latent_size": 5}
+    lanes = replicate(TrainConfig(**(small | values)), 3)
+    G, D = build(lanes)
+    C, S = lanes[0].channels, lanes[0].image_size
     rng = torch.Generator().manual_seed(0)
     noise = torch.randn(4, 3, 5, generator=rng)
-    images = torch.randn(4, 3, config.channels, config.image_size, config.image_size, generator=rng)
+    images = torch.randn(4, 3, C, S, S, generator=rng)
     fakes, logits = G(noise.flatten(1)).unflatten(1, (3, -1)), D(images.flatten(1, 2))
     assert logits.shape == (4, 3)
-    for r in range(3):
-        one_g, one_d = build(dataclasses.replace(config, seed=r, replicas=1))
-        torch.testing.assert_close(fakes[:, r], one_g(noise[:, r]))
-        torch.testing.assert_close(logits[:, r], one_d(images[:, r])[:, 0])
-        assert all(torch.equal(w, one_g.state_dict()[name]) or "running" in name or "tracked" in name
-                   for name, w in part(G.state_dict(), r, 3).items())  # fmt: skip
+    for lane, config in enumerate(lanes):
+        one_g, one_d = build([config])
+        own = one_g.state_dict()
+        for name, weight in split_lane(G.state_dict(), lane, 3).items():
+            if "running" not in name and "tracked" not in name:
+                assert torch.equal(weight, own[name])
+        torch.testing.assert_close(fakes[:, lane], one_g(noise[:, lane]))
+        torch.testing.assert_close(logits[:, lane], one_d(images[:, lane])[:, 0])
 
 
-def test_parts_stacked_are_the_whole() -> None:
-    whole = build(TrainConfig(generator_width=2, replicas=3, extra_convs=1))[0].state_dict()
-    again = stack([part(whole, r, 3) for r in range(3)])
+def test_lanes_joined_are_the_whole() -> None:
+    lanes = replicate(TrainConfig(generator_width=2, extra_convs=1), 3)
+    whole = build(lanes)[0].state_dict()
+    again = join_lanes([split_lane(whole, lane, 3) for lane in range(3)])
     assert again.keys() == whole.keys()
     assert all(torch.equal(again[name], tensor) for name, tensor in whole.items())
