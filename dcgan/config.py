@@ -203,7 +203,10 @@ def parse_lanes(content: object) -> list[TrainConfig]:
         if not isinstance(values, dict):
             kind = type(values).__name__
             raise ValueError(f"it holds {kind}; expected a JSON object of config keys")
-        lanes.append(TrainConfig.from_dict(values))
+        # files of earlier versions tell how many seeds were trained, in one object
+        replicas = values.get("replicas", 1)
+        own = {name: value for name, value in values.items() if name != "replicas"}
+        lanes += replicate(TrainConfig.from_dict(own), replicas)
     check_lanes(lanes)
     return lanes
 

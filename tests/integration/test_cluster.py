@@ -1,12 +1,16 @@
-"""Searches on a cluster of several nodes, which is lost, or is not alike."""
+"""Searches on a cluster of several nodes, which is lost, is not alike, or has GPUs."""
 
+import json
+import os
 import re
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
 import pytest
 from ray_nodes import kill, ray_nodes
-from search_processes import BY_CHANCE, at, run, start, wait_for
+from search_processes import BY_CHANCE, ROOT, at, run, start, wait_for
 from search_results import rows_now, rows_of
 
 import tune.run
@@ -47,12 +51,60 @@ def test_a_search_survives_the_loss_of_its_cluster(
     assert rows_of(lost).equals(rows_of(undisturbed_by_chance))
 
 
+PLACED = """
+import collections, json, sys
+import ray
+from tune.options import Options
+from tune.plan import make_plan
+from tune.site import survey
+
+address, storage = sys.argv[1:]
+options = Options(search="hparams", preset="demo", address=address, storage=storage, estimate=False)
+plan = make_plan(options, survey(options))
+request = {"num_cpus": plan.request["cpu"], "num_gpus": plan.request["gpu"]}
+
+@ray.remote(**request)
+class Trial:
+    def where(self):
+        return ray.get_runtime_context().get_node_id()
+
+trials = [Trial.remote() for _ in range(plan.slots + 1)]
+calls = [trial.where.remote() for trial in trials]
+up, waiting = ray.wait(calls, num_returns=plan.slots, timeout=60)
+late, _ = ray.wait(waiting, timeout=1)
+cpus = {node.id: node.cpus for node in plan.nodes}
+trials_of = collections.Counter(f"{cpus[node]:.0f} CPUs" for node in ray.get([*up, *late]))
+print(json.dumps({"slots": plan.slots, "request": request, "trials_of": trials_of}))
+"""
+
+
+def test_trials_go_where_gpus_are_as_many_as_there_are_slots(tmp_path: Path) -> None:
+    """Nodes that say they have GPUs: four trials to each, but no more than CPUs beside the GPUs;
+    none to the node without a GPU."""
+    nodes = [{"num_cpus": 8}, {"num_cpus": 3, "num_gpus": 1}, {"num_cpus": 2, "num_gpus": 1}]
+    home = tmp_path / "home"
+    with ray_nodes(home, *nodes) as (address, _):
+        done = subprocess.run(
+            [sys.executable, "-c", PLACED, address, str(tmp_path / "runs")],
+            cwd=ROOT,
+            env={**os.environ, "HOME": str(home)},
+            capture_output=True,
+            text=True,
+        )
+    assert done.returncode == 0, done.stderr
+    assert json.loads(done.stdout.splitlines()[-1]) == {
+        "slots": 5,
+        "request": {"num_cpus": 1, "num_gpus": 1 / 3},
+        "trials_of": {"3 CPUs": 3, "2 CPUs": 2},
+    }
+
+
 def test_machines_that_differ_are_named(tmp_path: Path) -> None:
     fake = tmp_path / "fake" / "optuna-1.2.3.dist-info"
     fake.mkdir(parents=True)
     (fake / "METADATA").write_text("Metadata-Version: 2.1\nName: optuna\nVersion: 1.2.3\n")
     other = WORKER | {"env_vars": {"PYTHONPATH": str(fake.parent)}}
-    with ray_nodes(tmp_path / "home", HEAD, WORKER, other) as (address, _):
+    with ray_nodes(tmp_path / "home", HEAD, other) as (address, _):
         arguments = [*BY_CHANCE, "--address", address, *at(tmp_path / "runs")]
         code, output = run(arguments, tmp_path / "home")
     assert code == 2, output

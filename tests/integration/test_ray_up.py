@@ -19,7 +19,7 @@ import yaml
 from hosts import HOME, ROOT, Host, fill_in, hosts, switch
 from object_store import BUCKET, s3
 from ray.autoscaler._private.util import prepare_config, validate_config
-from search_processes import BY_CHANCE, at
+from search_processes import BY_CHANCE, QUICK, at
 from search_results import rows_of
 
 from analysis.load import load_trials
@@ -35,17 +35,26 @@ launches = pytest.mark.skipif(  # in CI a missing program is a failure
         "CI" not in os.environ
         and not all(shutil.which(program, path=WHERE) for program in PROGRAMS)
     ),
-    reason="makes machines of namespaces: needs root on Linux, iproute2, util-linux, openssh-server and rsync",
+    reason="makes machines of namespaces: needs root on Linux, iproute2, util-linux, "
+    "openssh-server and rsync",
 )
 pytestmark = [pytest.mark.timeout(600)]
 
-# So that Ray misses a machine within 12 s, not 65 s. Shorter, and on a busy machine it misses those that are there.
-IMPATIENT = "export RAY_health_check_period_ms=1000 RAY_health_check_timeout_ms=3000 RAY_health_check_failure_threshold=3"
+# So that Ray misses a machine within 12 s, not 65 s. Shorter, and on a busy machine it misses those
+# that are up.
+IMPATIENT = (
+    "export RAY_health_check_period_ms=1000 RAY_health_check_timeout_ms=3000 "
+    "RAY_health_check_failure_threshold=3"
+)
 WAIT_FOR_NODES = """
 import ray, sys, time
 ray.init("auto", log_to_driver=False)
-while len(alive := [node for node in ray.nodes() if node["Alive"]]) < int(sys.argv[1]): time.sleep(0.2)
-print("nodes:", *sorted(node["NodeManagerAddress"] for node in alive))
+while True:
+    alive = sorted(node["NodeManagerAddress"] for node in ray.nodes() if node["Alive"])
+    if len(alive) >= int(sys.argv[1]):
+        break
+    time.sleep(0.2)
+print("nodes:", *alive)
 """
 STORAGE = f"s3://{BUCKET}/runs"
 
@@ -55,10 +64,12 @@ class Cluster:
     """A running cluster, seen from the machine that launched it."""
 
     config: Path
-    hosts: list[Host]  # the first is the head
+    hosts: list[Host]
+    """The first is the head."""
     environment: dict[str, str]
     token: str
-    output: str  # of `ray up`
+    output: str
+    """Of `ray up`."""
     object_store: dict[str, str]
 
     def ray(self, *arguments: str, **variables: str) -> subprocess.CompletedProcess[str]:
@@ -71,9 +82,15 @@ class Cluster:
 
 def ray(environment: dict[str, str], *arguments: str) -> subprocess.CompletedProcess[str]:
     return subprocess.run(
-        [BIN / "ray", *arguments], cwd=ROOT, env=environment, text=True, timeout=300,
-        stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.STDOUT,
-    )  # fmt: skip
+        [BIN / "ray", *arguments],
+        cwd=ROOT,
+        env=environment,
+        text=True,
+        timeout=300,
+        stdin=subprocess.DEVNULL,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+    )
 
 
 @pytest.fixture(scope="module")
@@ -125,11 +142,13 @@ def configure_s3(host: Host, variables: dict[str, str]) -> None:
 
 def search(*arguments: str) -> str:
     """The command line, for `ray exec`, of a search on the cluster."""
-    return f"cd ~/dcgan-tune && timeout 400 python -u -m tune.run --address auto --wandb disabled {shlex.join(arguments)}"
+    command = "timeout 400 python -u -m tune.run --address auto --wandb disabled"
+    return f"cd ~/dcgan-tune && {command} {shlex.join(arguments)}"
 
 
 def launcher_log(head: Host) -> str:
-    """The end of what the head's autoscaler, which logs in to the workers, and Ray's view of who is alive have to tell."""
+    """The end of the head's logs of its autoscaler, which logs in to the workers, and of who is
+    alive."""
     files = [
         *head.root.glob("tmp/ray/session_2*/logs/monitor.*"),
         *head.root.glob("tmp/ray/session_2*/logs/gcs_server.out"),
@@ -145,9 +164,13 @@ def dashboard(cluster: Cluster) -> Iterator[str]:
     with socket.create_server(("127.0.0.1", 0)) as free:
         port = free.getsockname()[1]
     with subprocess.Popen(
-        [BIN / "ray", "dashboard", cluster.config, "--port", str(port)], env=cluster.environment, start_new_session=True,
-        stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL,
-    ) as tunnel:  # fmt: skip
+        [BIN / "ray", "dashboard", cluster.config, "--port", str(port)],
+        env=cluster.environment,
+        start_new_session=True,
+        stdin=subprocess.DEVNULL,
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.DEVNULL,
+    ) as tunnel:
         try:
             while refuses("127.0.0.1", port):
                 assert tunnel.poll() is None
@@ -213,17 +236,10 @@ def test_head_listens_on_loopback_only(cluster: Cluster, port: int) -> None:
 @launches
 @pytest.mark.slow
 def test_job_through_the_tunnel(cluster: Cluster, dashboard: str) -> None:
-    plan = f"cd ~/dcgan-tune && exec python -m tune.run --search baseline --preset demo --storage {STORAGE} --dry-run"
-    job = [
-        "job",
-        "submit",
-        "--address",
-        dashboard,
-        "--",
-        "sh",
-        "-c",
-        plan,
-    ]  # which learns of the cluster from Ray
+    arguments = ["--search", "baseline", *QUICK, "--storage", STORAGE, "--dry-run"]
+    # without --address: a job learns of the cluster from Ray
+    plan = f"cd ~/dcgan-tune && exec python -m tune.run {shlex.join(arguments)}"
+    job = ["job", "submit", "--address", dashboard, "--", "sh", "-c", plan]
     done = cluster.ray(*job, RAY_AUTH_MODE="token")
     assert done.returncode == 0, done.stdout
     assert re.search("^cluster +3 machines, .*: host0, host1, host2$", done.stdout, re.MULTILINE), (
@@ -251,17 +267,17 @@ def test_token_stands_in_its_file_only(cluster: Cluster) -> None:
 @launches
 @pytest.mark.slow
 def test_a_folder_of_one_machine_alone_is_refused(cluster: Cluster) -> None:
-    told = cluster.exec(search(*BY_CHANCE, *at(f"{HOME}/runs")))
-    assert told.returncode != 0
+    done = cluster.exec(search(*BY_CHANCE, *at(f"{HOME}/runs")))
+    assert done.returncode != 0
     assert (
-        "one that every machine of the cluster reaches, such as a folder that all machines mount, or s3://"
-        in told.stdout
+        "one that every machine of the cluster reaches, such as a folder that all machines mount, "
+        "or s3://" in done.stdout
     )
     for host in cluster.hosts[1:]:
-        assert f"{host.name}: it does not see there what the driver wrote" in told.stdout, (
-            told.stdout
+        assert f"{host.name}: it does not see there what the driver wrote" in done.stdout, (
+            done.stdout
         )
-    assert "Traceback" not in told.stdout
+    assert "Traceback" not in done.stdout
 
 
 @launches

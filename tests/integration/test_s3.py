@@ -53,6 +53,7 @@ def rows_in_storage(name: str) -> int:
         return 0
 
 
+@pytest.mark.slow
 @pytest.mark.timeout(600)
 def test_a_search_survives_the_loss_of_its_machine(undisturbed: Path, tmp_path: Path) -> None:
     """kill -9 of the driver, and its disk is gone; from another machine the search ends as an
@@ -80,6 +81,7 @@ def test_a_search_survives_the_loss_of_its_machine(undisturbed: Path, tmp_path: 
     assert decisions(fetched("s", tmp_path / "again")) == decisions(copy)
 
 
+@pytest.mark.slow
 @pytest.mark.timeout(600)
 def test_a_search_is_confirmed_tracked_and_read_from_its_uri(tmp_path: Path, command: Any) -> None:
     home, began, uri = tmp_path / "home", time.time(), f"{STORAGE}/c"

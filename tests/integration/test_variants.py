@@ -156,7 +156,7 @@ def workers_killed(folder: Path) -> Iterator[None]:
     over = threading.Event()
 
     def watch() -> None:
-        while not over.wait(0.1):
+        while not over.wait(0.5):
             for pid in parts(os.getpid())["worker"] if rows_now(folder) else []:
                 with contextlib.suppress(ProcessLookupError):
                     os.kill(pid, signal.SIGKILL)
@@ -177,7 +177,9 @@ def test_a_trial_whose_worker_always_dies_fails_and_is_retried_when_asked(
     with workers_killed(folder):
         ended = search_in_process(search="baseline", epochs=4)
     assert ended.code == 0, ended.output  # its first epoch counts
-    assert re.search(r"trial_0000 failed: .*died", ended.output), ended.output
+    # a worker may also be killed as it starts
+    reason = r"trial_0000 failed: .*(died|never ran)"
+    assert re.search(reason, ended.output), ended.output
     assert set(load_trials(folder)["status"]) == {"failed"}
 
     search_in_process(resume="s")  # alone, it leaves the failed one as it is
