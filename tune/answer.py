@@ -53,21 +53,24 @@ def print_answer(plan: Plan) -> bool:
 
 
 def draw_samples(plan: Plan, trial: str) -> bool:
-    """Draws digits of a trial's best generator, strips between two noises, and real digits; returns
-    whether it could."""
+    """Draws images of a trial's best generator, strips between two noises, and real images; returns
+    whether it could.
+
+    A cluster's driver may have no data, which its workers have.
+    """
     folder = plan.folder
     try:
         plan.store.get(f"{trial}/{CHECKPOINT_FILE}")
         generator, config, _ = checkpoint.load_generator(folder / trial)
+        save_grid(sample(generator, config.latent_size, GRID), folder / "best.png")
+        strips = interpolate(generator, config.latent_size, STEPS, ROWS, seed=0)
+        save_grid(strips, folder / "interpolation.png", STEPS)
+        source = config.source(plan.data_dir, torch.device("cpu"))
+        real = load_split(source, "validation").images[:GRID]
+        save_grid(to_unit_range(real), folder / "real.png")
     except (FileNotFoundError, ValueError) as error:
         print(f"no samples: {error}", file=sys.stderr)
         return False
-    save_grid(sample(generator, config.latent_size, GRID), folder / "best.png")
-    strips = interpolate(generator, config.latent_size, STEPS, ROWS, seed=0)
-    save_grid(strips, folder / "interpolation.png", STEPS)
-    source = config.source(plan.data_dir, torch.device("cpu"))
-    real = load_split(source, "validation").images[:GRID]
-    save_grid(to_unit_range(real), folder / "real.png")
     return True
 
 

@@ -29,9 +29,8 @@ class Progress(ray_tune.Callback):
         past = searcher.past.values()
         self.failed = sum(trial.state == TrialState.FAIL for trial in past)
         self.reached: dict[str, int] = {}  # epoch of each trial, by name
-        self.best_of: dict[
-            str, tuple[float, int]
-        ] = {}  # metric and epoch of each trial's best epoch
+        # metric and epoch of each trial's best epoch, by name
+        self.best_of: dict[str, tuple[float, int]] = {}
         for number, trial in searcher.past.items():
             name = plan.trial_folder(number).name
             for epoch, value in trial.intermediate_values.items():
@@ -61,9 +60,8 @@ class Progress(ray_tune.Callback):
         result: dict[str, Any],
         **info: Any,
     ) -> None:
-        if result["epoch"] > self.reached.get(
-            str(trial), 0
-        ):  # else reported again, after a restart
+        # an epoch that is not new is reported again, after a restart
+        if result["epoch"] > self.reached.get(str(trial), 0):
             self.epochs += 1
             self.seconds += result["seconds_train"] + result["seconds_eval"]
         self._note(str(trial), result["epoch"], result[self.plan.search.metric])
@@ -91,20 +89,23 @@ class Progress(ray_tune.Callback):
         """The status line."""
         marks = [*self.plan.rungs, self.plan.epochs]
         reached = {mark: sum(epoch >= mark for epoch in self.reached.values()) for mark in marks}
+        trials = f"trials {len(self.ended)}/{self.total}"
+        if self.failed:
+            trials += f", {self.failed} failed"
         value, epoch = min(self.best_of.values(), default=(math.inf, 0))
+        best, left = "no result yet", "starting"
+        if epoch:
+            best = f"best {self.plan.search.metric} {value:.2f} (epoch {epoch})"
+        if self.epochs:
+            left = f"about {duration(self._seconds_left())} left"
         parts = [
-            f"{duration(time.monotonic() - self.start)}",
-            f"trials {len(self.ended)}/{self.total}" + self._failed(),
+            duration(time.monotonic() - self.start),
+            trials,
             "reached epoch " + "  ".join(f"{mark}:{count}" for mark, count in reached.items()),
-            f"best {self.plan.search.metric} {value:.2f} (epoch {epoch})"
-            if epoch
-            else "no result yet",
-            f"about {duration(self._seconds_left())} left" if self.epochs else "starting",
+            best,
+            left,
         ]
         return " · ".join(parts)
-
-    def _failed(self) -> str:
-        return f", {self.failed} failed" if self.failed else ""
 
     def _note(self, name: str, epoch: int, value: float) -> None:
         self.reached[name] = max(epoch, self.reached.get(name, 0))

@@ -141,11 +141,13 @@ def tuner(
     callbacks: list[ray_tune.Callback],
     train: Callable[..., None] = trainable,
 ) -> ray_tune.Tuner:
-    """Ray's tuner for what is left of the plan. (`train`: the benchmark of the driver replays
-    trials.)"""
-    numbers = (
-        searcher.numbers
-    )  # and neither searcher nor plan: Ray pickles `name_trial` with every trial
+    """Ray's tuner for what is left of the plan.
+
+    Args:
+        train: what runs a trial; a test of the driver replays recorded curves instead.
+    """
+    # and neither searcher nor plan: Ray pickles `name_trial` with every trial
+    numbers = searcher.numbers
 
     def name_trial(trial: Trial) -> str:
         return trial_name(numbers[trial.trial_id])
@@ -186,9 +188,8 @@ class Faults(ray_tune.Callback):
 
     def __init__(self, plan: Plan, searcher: StudySearch, whole: Plan) -> None:
         self.plan, self.searcher = plan, searcher
-        self.whole = (
-            whole  # the plan whose command goes on with this one, which may be its confirm stage
-        )
+        # the plan whose command goes on with this one, which may be its confirm stage
+        self.whole = whole
         self.storage: OSError | None = None
         self.reached: dict[str, int] = {}
 

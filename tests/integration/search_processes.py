@@ -27,7 +27,7 @@ BY_CHANCE = [
     *("--sampler", "random", "--scheduler", "fifo"),
 ]
 """A search whose rows are the same on one machine and on several."""
-LIMIT_SECONDS = 240
+LIMIT_SECONDS = 400
 STARTED: list[subprocess.Popen[str]] = []
 
 

@@ -27,6 +27,7 @@ from dcgan.config import read_lanes
 from dcgan.evaluate import evaluate, load_reference
 from dcgan.schema import BEST_FILE, CONFIRM_FOLDER, SEARCH_FILE, TEST_FILE
 
+pytestmark = pytest.mark.timeout(1500)  # the search is run by the first test that needs it
 CPU = torch.device("cpu")
 TRIALS, EPOCHS = 18, 9  # of the preset
 
