@@ -76,6 +76,9 @@ OBJECTIVES: Final[dict[str, str]] = {
 }
 """Columns that a search can optimise, and which way."""
 
+WANDB_MODES: Final = ("online", "offline", "disabled")
+"""How a search is tracked in Weights & Biases."""
+
 OVER_LANES: Final[dict[str, str]] = {
     "seconds_train": "sum",
     "seconds_eval": "sum",

@@ -16,14 +16,13 @@ from typing import Any
 from dcgan import cli
 from dcgan.config import MOST_LANES, MOST_SEED
 from dcgan.data import DATASETS
-from dcgan.schema import METRIC, OBJECTIVES, SEARCH_FILE
+from dcgan.schema import METRIC, OBJECTIVES, SEARCH_FILE, WANDB_MODES
 from dcgan.settings import check_settings, flag_name, setting
 from dcgan.store import Store, search_store
 from tune.schedulers import SCHEDULERS
 from tune.searches import PRESETS, SEARCHES
 
 SAMPLERS = ("tpe", "random", "grid")
-WANDB_MODES = ("online", "offline", "disabled")
 VERSION = 2  # of search.json
 MACHINE = (
     "storage",

@@ -17,14 +17,13 @@ from pathlib import Path
 from typing import IO, TYPE_CHECKING
 
 from dcgan import cli
-from dcgan.schema import TABLE_FILE
+from dcgan.schema import TABLE_FILE, WANDB_MODES
 from dcgan.store import Store, copy_of
 
 if TYPE_CHECKING:
     from tune.plan import Plan
     from tune.stop import Stop
 
-MODES = ("online", "offline", "disabled")
 LOG = "wandb.log"
 POLL_SECONDS = 3.0
 POLL_STORAGE_SECONDS = 15.0
@@ -34,7 +33,7 @@ FINISH_SECONDS = 60.0  # that a search waits, at its end, for its runs to be com
 def default_mode() -> str:
     """`WANDB_MODE`, else online where there is a key, in the environment or from `wandb login`,
     else offline."""
-    if (asked := os.environ.get("WANDB_MODE")) in MODES:
+    if (asked := os.environ.get("WANDB_MODE")) in WANDB_MODES:
         return asked
     url = os.environ.get("WANDB_BASE_URL", "https://api.wandb.ai")
     host = url.partition("://")[2].partition("/")[0]
@@ -136,7 +135,7 @@ def main() -> None:
     )
     parser.add_argument("run", help="the folder of a search, or its URI (s3://…)")
     mode = "default: online where there is a key, else offline"
-    parser.add_argument("--wandb", choices=MODES[:2], help=mode)
+    parser.add_argument("--wandb", choices=WANDB_MODES[:2], help=mode)
     # until standard input ends
     parser.add_argument("--follow", action="store_true", help=argparse.SUPPRESS)
     args = parser.parse_args()

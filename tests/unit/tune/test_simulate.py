@@ -26,7 +26,8 @@ from tune import simulate as module
 from tune.curves import Curves, recorded_rows, write_curves
 from tune.ledger import open_ledger
 from tune.plan import Plan
-from tune.simulate import METHODS, Simulation, bootstrap_mean, make_plan, needed, simulate
+from tune.simulate import METHODS, bootstrap_mean, make_plan, needed
+from tune.simulation import Simulation, simulate
 
 EPOCHS = 9
 RATES = (1e-4, 3e-4, 1e-3, 3e-3)

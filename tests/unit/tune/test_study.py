@@ -39,7 +39,7 @@ from tune.plan import make_plan as plan_of
 from tune.progress import Progress
 from tune.schedulers import SCHEDULERS, Scheduler
 from tune.searches import DEMO, SEARCHES, Preset, Search, make_search
-from tune.simulate import SimulatedTrial, simulate
+from tune.simulation import SimulatedTrial, simulate
 from tune.study import StudySearch
 
 EPOCHS = DEMO.epochs
