@@ -202,4 +202,4 @@ def collapsed(shares: Tensor, real_radii: Tensor, fake_radii: Tensor) -> bool:
     five copies of an image pass.
     """
     repeats = bool(fake_radii.median() < REPEAT_RATIO * real_radii.median())
-    return classes_covered(shares) < len(shares) // 2 or repeats
+    return 2 * classes_covered(shares) < len(shares) or repeats

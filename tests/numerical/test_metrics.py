@@ -473,6 +473,39 @@ def test_digit_histogram_agrees_with_numpy_and_scipy(name: str) -> None:
     )
 
 
+@pytest.mark.parametrize("classes", [2, 3, 7, 26])
+def test_the_number_of_classes_is_that_of_the_probabilities(classes: int) -> None:
+    """Also if no image is of the last class."""
+    labels = torch.arange(classes - 1).repeat(50)
+    shares = metrics.class_shares(torch.eye(classes)[labels])
+    np.testing.assert_allclose(
+        shares.numpy(), [1 / (classes - 1)] * (classes - 1) + [0], rtol=1e-15
+    )
+    assert metrics.classes_covered(shares) == classes - 1
+    even = math.log(classes / (classes - 1))
+    assert metrics.kl_from_uniform(shares) == pytest.approx(even, rel=1e-12)
+
+
+@pytest.mark.parametrize(
+    ("classes", "seen", "expected"),
+    [
+        (26, 13, False),
+        (26, 12, True),
+        (7, 4, False),
+        (7, 3, True),  # half of 7 is more than 3
+        (3, 2, False),
+        (3, 1, True),
+        (2, 1, False),
+    ],
+)
+def test_collapse_is_to_fewer_than_half_of_any_number_of_classes(
+    classes: int, seen: int, expected: bool
+) -> None:
+    shares = torch.zeros(classes).double()
+    shares[:seen] = 1 / seen
+    assert metrics.collapsed(shares, torch.ones(9), torch.ones(9)) is expected
+
+
 @pytest.mark.parametrize(
     ("digits_seen", "radius", "expected"),
     [

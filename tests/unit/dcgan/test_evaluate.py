@@ -317,6 +317,11 @@ def test_the_key_does_not_depend_on_where_the_data_lie(tmp_path: Path) -> None:
     assert key(MINI._replace(data_dir=tmp_path), "validation") == key(MINI, "validation")
 
 
+def test_the_key_depends_on_the_data_set() -> None:
+    """Of two with images of one shape, and as many of them."""
+    assert reference_key(Source("mnist"), "validation", 2000) != key(MINI, "validation")
+
+
 def test_the_key_depends_on_the_number_of_images() -> None:
     assert reference_key(MINI, "validation", 1000) != reference_key(MINI, "validation", 2000)
 

@@ -1,5 +1,6 @@
 """What a person sees while a search runs: lines of ended trials, and the status line."""
 
+import contextlib
 import fcntl
 import io
 import os
@@ -52,7 +53,7 @@ class Clock:
 @pytest.fixture
 def clock(monkeypatch: pytest.MonkeyPatch) -> Clock:
     clock = Clock()
-    monkeypatch.setattr(room.time, "monotonic", clock)
+    monkeypatch.setattr(room, "time", SimpleNamespace(monotonic=clock))
     return clock
 
 
@@ -212,42 +213,45 @@ def test_where_lines_cannot_overwrite_each_other_the_status_comes_now_and_then(
     assert [line.partition(" · ")[0] for line in lines] == ["15 s", "31 s"]
 
 
-@pytest.fixture
-def terminal(monkeypatch: pytest.MonkeyPatch) -> Iterator[int]:
-    """Standard output is a narrow terminal, whose other end is this file descriptor."""
+@contextlib.contextmanager
+def narrow_terminal() -> Iterator[list[str]]:
+    """Makes standard output a narrow terminal; its text is the item of the list, afterwards."""
     ours, theirs = os.openpty()
     fcntl.ioctl(theirs, termios.TIOCSWINSZ, struct.pack("HHHH", 24, COLUMNS, 0, 0))
+    shown: list[str] = []
     with io.TextIOWrapper(io.FileIO(theirs, "w"), encoding="utf-8", write_through=True) as stdout:
-        monkeypatch.setattr("sys.stdout", stdout)
-        yield ours
-        monkeypatch.undo()
+        with contextlib.redirect_stdout(stdout):
+            yield shown
+        stdout.write("end")
+        text = b""
+        while not text.endswith(b"end"):
+            text += os.read(ours, 1000)
     os.close(ours)
-
-
-def shown_on(terminal: int) -> list[list[str]]:
-    """The lines of a terminal; of each all that stood in it, one after the other."""
-    text = os.read(terminal, 100_000).decode().replace("\r\n", "\n")
-    return [[part for part in line.split("\r") if part.strip()] for line in text.split("\n")]
+    shown.append(text.decode().removesuffix("end"))
 
 
 def test_on_a_terminal_the_status_overwrites_itself_and_ended_trials_stay(
-    plan: Plan, clock: Clock, terminal: int
+    plan: Plan, clock: Clock
 ) -> None:
-    progress = begin(plan)
-    for epoch in range(1, 4):
+    with narrow_terminal() as shown:
+        progress = begin(plan)
+        for epoch in range(1, 4):
+            clock.now += REDRAW_SECONDS + 0.1
+            report(progress, "trial_0000", epoch, 30.0)
+            report(progress, "trial_0001", epoch, 30.0)  # too soon to be drawn
+        complete(progress, "trial_0000")
         clock.now += REDRAW_SECONDS + 0.1
-        report(progress, "trial_0000", epoch, 30.0)
-        report(progress, "trial_0001", epoch, 30.0)  # too soon to be drawn
-    complete(progress, "trial_0000")
-    clock.now += REDRAW_SECONDS + 0.1
-    report(progress, "trial_0001", 4, 30.0)
-    progress.on_experiment_end([])
-    first, *rest = shown_on(terminal)
+        report(progress, "trial_0001", 4, 30.0)
+        progress.on_experiment_end([])
+    # of each line all that stood in it, one after the other
+    first, last = (
+        [part for part in line.split("\r") if part.strip()] for line in shown[0].split("\r\n")
+    )
     *statuses, ended = first
     assert len(statuses) == 3
     assert ended == f"trial_0000 stopped at epoch 3: best fid 30.00 at epoch 1{SHOWN}"
-    (last,) = rest  # what follows begins where the status stood
     assert last
+    assert shown[0].endswith(" " * 20 + "\r")  # what follows begins where the status stood
     for status in [*statuses, *last]:
         # a wrapped line could not be overwritten
         assert len(status) < COLUMNS

@@ -7,7 +7,6 @@ import random
 import shlex
 import sqlite3
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any
 
 import optuna
@@ -15,7 +14,6 @@ import pytest
 from optuna.distributions import FloatDistribution, IntDistribution
 from optuna.study import StudyDirection
 from optuna.trial import TrialState
-from ray import cloudpickle
 from ray.tune.schedulers import FIFOScheduler, TrialScheduler
 
 from dcgan.config import TrainConfig
@@ -36,7 +34,6 @@ from tune.ledger import (
 from tune.options import Options, from_flags, make_parser
 from tune.plan import Plan, Site
 from tune.plan import make_plan as plan_of
-from tune.progress import Progress
 from tune.schedulers import SCHEDULERS, Scheduler
 from tune.searches import DEMO, SEARCHES, Preset, Search, make_search
 from tune.simulation import SimulatedTrial, simulate
@@ -672,23 +669,6 @@ def test_without_rungs_nothing_is_stopped(text: str, tmp_path: Path) -> None:
 )
 def test_patience_grows_with_the_epochs(epochs: int, patience: int, tmp_path: Path) -> None:
     assert make_plan(tmp_path, f"--epochs {epochs}").patience == patience
-
-
-def test_a_trial_that_fails_without_a_word_is_told_by_its_error(
-    tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
-    plan = make_plan(tmp_path)
-    (tmp_path / "error.pkl").write_bytes(cloudpickle.dumps(AssertionError()))
-    metadata = SimpleNamespace(metric_analysis={"fid": {}}, metric_n_steps={"fid": {}})
-    trial: Any = SimpleNamespace(
-        pickled_error_file=tmp_path / "error.pkl",
-        config=plan.search.baseline(),
-        run_metadata=metadata,
-    )
-    progress = Progress(plan, open_search(plan))
-    progress.on_trial_error(0, [trial], trial)
-    assert "failed: AssertionError" in capsys.readouterr().out
-    assert not metadata.metric_analysis  # an ended trial's statistics are dropped
 
 
 # By registration alone
