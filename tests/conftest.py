@@ -5,6 +5,9 @@ from typing import Any
 import pytest
 import torch
 
+SHARED = {"tests/integration/test_tracking.py": "tests/integration/test_search.py"}
+"""Files that look at what another one runs, which takes minutes."""
+
 
 @pytest.fixture(autouse=True)
 def one_thread() -> None:
@@ -19,5 +22,10 @@ def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> Any:
     begin in their own order, so that whole searches, which take longest, do not come last."""
     from xdist.scheduler import LoadFileScheduling
 
+    class ByFile(LoadFileScheduling):
+        def _split_scope(self, nodeid: str) -> str:
+            file = super()._split_scope(nodeid)
+            return SHARED.get(file, file)
+
     config.option.loadscopereorder = False
-    return LoadFileScheduling(config, log)
+    return ByFile(config, log)

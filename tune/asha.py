@@ -10,6 +10,8 @@ from typing import Any
 from ray.tune.experiment import Trial
 from ray.tune.schedulers import ASHAScheduler, TrialScheduler
 
+from dcgan.files import read_rows
+from dcgan.schema import ROWS_FILE
 from tune.ledger import RETRY_OF
 from tune.plan import Plan
 from tune.schedulers import REDUCTION_FACTOR
@@ -38,12 +40,25 @@ class Halving(ASHAScheduler):
 
     def on_trial_add(self, tune_controller: Any, trial: Trial) -> None:
         super().on_trial_add(tune_controller, trial)
-        begun = self.searcher.past.get(self.searcher.numbers[trial.trial_id])
+        number = self.searcher.numbers[trial.trial_id]
+        begun = self.searcher.past.get(number)
         if begun:
-            values = begun.intermediate_values
             # that it trained on shows what was decided at all epochs but the last
-            decided = {epoch: values[epoch] for epoch in values if epoch < max(values)}
+            values = begun.intermediate_values
+            last = max([*values, self._last_row(number)])
+            decided = {epoch: value for epoch, value in values.items() if epoch < last}
             self._record(trial.trial_id, decided)
+
+    def _last_row(self, number: int) -> int:
+        """The last epoch in a trial's folder. The ledger may not know it: a driver can die after it
+        decided that the trial goes on, and before the next epoch is reported."""
+        try:
+            rows = read_rows(self.searcher.plan.trial_folder(number) / ROWS_FILE)
+        except (
+            ValueError
+        ):  # damaged; its checkpoint has the rows, and the trial will write them anew
+            return 0
+        return max((row["epoch"] for row in rows), default=0)
 
     def on_trial_result(self, tune_controller: Any, trial: Trial, result: dict[str, Any]) -> str:
         if not math.isfinite(result[self.objective]):

@@ -17,6 +17,7 @@ from optuna.trial import TrialState
 from ray.tune.schedulers import FIFOScheduler, TrialScheduler
 
 from dcgan.config import TrainConfig
+from dcgan.files import write_rows
 from dcgan.schema import OBJECTIVES
 from dcgan.store import Store
 from tune.asha import Halving
@@ -654,6 +655,29 @@ def test_what_is_not_finite_stops_and_enters_no_rung(
     assert scheduler.on_trial_result(None, trial, row(epoch, value)) == TrialScheduler.STOP  # type: ignore[arg-type]
     assert isinstance(scheduler, Halving)
     assert all(not recorded for _, recorded in scheduler._brackets[0]._rungs)
+
+
+@pytest.mark.parametrize(("rows", "decided"), [([1, 2], True), ([1], False), (None, False)])
+def test_a_trial_whose_folder_is_ahead_of_the_ledger_had_gone_on(
+    rows: list[int] | None, decided: bool, tmp_path: Path
+) -> None:
+    """The driver died before it saw the second epoch: what it decided at the first still holds."""
+    plan = make_plan(tmp_path, "--grace-period 1")
+    searcher = open_search(plan)
+    searcher.suggest("a")
+    searcher.on_trial_result("a", row(1, 30.0))
+    plan.trial_folder(0).mkdir()
+    file = plan.trial_folder(0) / "result.json"
+    if rows is None:
+        file.write_text('{"epoch": 1, "fi')
+    else:
+        write_rows(file, [row(epoch, 30.0) for epoch in rows])
+    searcher = open_search(plan)
+    scheduler = Halving(plan, searcher)
+    trial: Any = SimulatedTrial(trial_id="x", config=searcher.suggest("x"), rows=[])
+    scheduler.on_trial_add(None, trial)
+    recorded = {int(rung): dict(found) for rung, found in scheduler._brackets[0]._rungs}
+    assert recorded[1] == ({"x": -30.0} if decided else {})
 
 
 @pytest.mark.parametrize("text", ["--scheduler fifo", "--grace-period 9", "--epochs 1"])
