@@ -34,7 +34,10 @@ def print_answer(plan: Plan) -> bool:
     lanes = read_lanes(plan.folder / trial)
     write_lanes(plan.folder / BEST_FILE, lanes)
     print(f"best: {trial}, {plan.search.metric} {value:.2f} at epoch {epoch}")
-    print("  " + ", ".join(f"{name} {value}" for name, value in lanes[0].to_dict().items()))
+    settings = lanes[0].to_dict()
+    if len(lanes) > 1:
+        settings["seed"] = f"{lanes[0].seed} to {lanes[-1].seed}"
+    print("  " + ", ".join(f"{name} {value}" for name, value in settings.items()))
     written = {
         "table": "table.csv, table.md",
         "config": BEST_FILE,

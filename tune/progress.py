@@ -47,6 +47,7 @@ class Progress(ray_tune.Callback):
         self.start = self.printed = time.monotonic()
         if sys.stdout.isatty():
             self.bar = tqdm(bar_format="{desc}", file=sys.stdout, leave=False, dynamic_ncols=True)
+            self.bar.set_description_str(self.status())  # the first epoch takes a while
 
     def on_experiment_end(self, trials: list[Trial], **info: Any) -> None:
         if self.bar is not None:

@@ -103,7 +103,11 @@ class Search:
             create_trial(state=TrialState.RUNNING, params=params, distributions=dict(self.axes))
         except (ValueError, TypeError, KeyError):  # Optuna's of a value that is not contained
             return False
-        return True
+        # Optuna takes a text such as "75" for the number; here it is no value of the axis
+        return all(
+            axis.to_external_repr(axis.to_internal_repr(params[name])) == params[name]
+            for name, axis in self.axes.items()
+        )
 
     def baseline(self) -> Point:
         """The point of the space where the base config lies."""
@@ -143,7 +147,13 @@ def choices_of(axis: BaseDistribution) -> Sequence[Any] | None:
     if isinstance(axis, IntDistribution):
         return range(axis.low, axis.high + 1, axis.step)
     assert isinstance(axis, FloatDistribution)
-    return [axis.low] if axis.single() else None
+    if axis.single():
+        return [axis.low]
+    if axis.step is None:
+        return None
+    steps = round((axis.high - axis.low) / axis.step)
+    # as Optuna rounds them, so that a proposed value is equal to one of these
+    return [min(i * axis.step + axis.low, axis.high) for i in range(steps + 1)]
 
 
 LEARNING_RATE = {"generator_lr": FloatDistribution(5e-5, 5e-3, log=True)}

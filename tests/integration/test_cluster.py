@@ -78,10 +78,11 @@ print(json.dumps({"slots": plan.slots, "request": request, "trials_of": trials_o
 """
 
 
+@pytest.mark.slow
 def test_trials_go_where_gpus_are_as_many_as_there_are_slots(tmp_path: Path) -> None:
     """Nodes that say they have GPUs: four trials to each, but no more than CPUs beside the GPUs;
     none to the node without a GPU."""
-    nodes = [{"num_cpus": 8}, {"num_cpus": 3, "num_gpus": 1}, {"num_cpus": 2, "num_gpus": 1}]
+    nodes = [{"num_cpus": 2}, {"num_cpus": 3, "num_gpus": 1}, {"num_cpus": 2, "num_gpus": 1}]
     home = tmp_path / "home"
     with ray_nodes(home, *nodes) as (address, _):
         done = subprocess.run(

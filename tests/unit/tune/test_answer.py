@@ -54,6 +54,7 @@ def test_the_best_trial_is_shown_with_all_that_there_is(
     assert "diverged in epoch 1" in output
     assert "best: trial_0001, fid " in output
     assert "  dataset mnist-mini, image_size 16, channels 1, " in output
+    assert ", seed 0 to 1\n" in output
     assert output.endswith(
         f"""
 everything is in {ended.location}:

@@ -248,7 +248,7 @@ def test_on_a_terminal_the_status_overwrites_itself_and_ended_trials_stay(
         [part for part in line.split("\r") if part.strip()] for line in shown[0].split("\r\n")
     )
     *statuses, ended = first
-    assert len(statuses) == 3
+    assert len(statuses) == 4  # the first as the search begins
     assert ended == f"trial_0000 stopped at epoch 3: best fid 30.00 at epoch 1{SHOWN}"
     assert last
     assert shown[0].endswith(" " * 20 + "\r")  # what follows begins where the status stood

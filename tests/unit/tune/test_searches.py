@@ -232,3 +232,18 @@ def test_a_continuous_axis_has_no_list_of_values() -> None:
     assert choices_of(search.axes["generator_lr"]) is None
     assert search.settings == float("inf")
     assert choices_of(optuna.distributions.FloatDistribution(2.0, 2.0)) == [2.0]
+
+
+def test_a_float_axis_of_steps_is_finite() -> None:
+    """Its values are those that Optuna proposes, to the last bit, since they are compared."""
+    base = make_search("baseline", DEMO, PRECISIONS, {})
+    axis = optuna.distributions.FloatDistribution(0.1, 0.8, step=0.1)
+    search = dataclasses.replace(base, axes={"beta1": axis})
+    assert search.settings == 8
+    for sampler in (optuna.samplers.RandomSampler(seed=0), optuna.samplers.TPESampler(seed=0)):
+        study = optuna.create_study(sampler=sampler)
+        for _ in range(60):
+            trial = study.ask()
+            assert search(trial)["beta1"] in (choices_of(axis) or ())
+            study.tell(trial, trial.params["beta1"])
+        assert {trial.params["beta1"] for trial in study.trials} <= set(choices_of(axis) or ())
