@@ -133,8 +133,8 @@ def test_confirmed_and_page_are_made_by_the_analysis(
         assert (runs, out, page_only) == ([plan.location], plan.folder, True)
         return out / "report.html"
 
-    monkeypatch.setattr(room.confirm, "write", lambda folder: (None, f"held in {folder}"))
-    monkeypatch.setattr(room.report, "write", write)
+    monkeypatch.setattr("analysis.confirm.write", lambda folder: (None, f"held in {folder}"))
+    monkeypatch.setattr("analysis.report.write", write)
     print_confirmed(plan)
     write_page(plan)
     assert capsys.readouterr().out == (

@@ -269,7 +269,7 @@ def test_a_search_that_is_asked_to_stop_is_not_ended_harder_once_its_trials_have
 
 def test_what_names_a_trial_carries_no_search(plan: Plan, monkeypatch: pytest.MonkeyPatch) -> None:
     """Ray pickles it with every trial."""
-    monkeypatch.setattr(room.ray_tune, "Tuner", lambda trainable, **options: options)
+    monkeypatch.setattr("ray.tune.Tuner", lambda trainable, **options: options)
     searcher = StudySearch(plan, open_ledger(plan.folder, plan.objectives))
     for number in range(3):
         searcher.suggest(f"trial {number}")
@@ -407,7 +407,7 @@ def test_an_error_of_the_storage_is_shown_as_such(wrap: bool, plan: Plan) -> Non
 def test_another_error_is_the_disks_only_if_that_is_full(
     error: BaseException | None, free: int, plan: Plan, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(room.shutil, "disk_usage", lambda path: SimpleNamespace(free=free))
+    monkeypatch.setattr("shutil.disk_usage", lambda path: SimpleNamespace(free=free))
     shown = storage_error(error, plan)
     if free > 10**6:
         assert shown is None
