@@ -1,5 +1,7 @@
 """What all tests share."""
 
+import os
+from collections.abc import Iterator
 from typing import Any
 
 import pytest
@@ -14,6 +16,15 @@ def one_thread() -> None:
     """One thread, as in a trial on a CPU: quicker for nets this small, and the same rounding
     everywhere."""
     torch.set_num_threads(1)
+
+
+@pytest.fixture(autouse=True)
+def same_environment() -> Iterator[None]:
+    """Undoes what command lines in this process set in the environment, for the tests after."""
+    before = dict(os.environ)
+    yield
+    os.environ.clear()
+    os.environ.update(before)
 
 
 @pytest.hookimpl(optionalhook=True)
