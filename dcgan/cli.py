@@ -8,7 +8,6 @@ is wrong, 130 interrupted.
 import argparse
 import contextlib
 import dataclasses
-import sys
 from collections.abc import Collection, Iterator
 from pathlib import Path
 from typing import Any, NoReturn
@@ -23,13 +22,11 @@ class Parser(argparse.ArgumentParser):
     """A parser whose errors take one line and name the way to the help."""
 
     def error(self, message: str) -> NoReturn:
-        fail(self, f"{message} (see {self.prog} --help)")
+        self.fail(f"{message} (see {self.prog} --help)")
 
-
-def fail(parser: argparse.ArgumentParser, message: object, code: int = 2) -> NoReturn:
-    """Prints one line to standard error and exits."""
-    print(f"{parser.prog}: error: {' '.join(str(message).split())}", file=sys.stderr)
-    sys.exit(code)
+    def fail(self, message: object, code: int = 2) -> NoReturn:
+        """Prints one line to standard error and exits."""
+        self.exit(code, f"{self.prog}: error: {' '.join(str(message).split())}\n")
 
 
 def add_flags(
@@ -46,25 +43,20 @@ def add_flags(
         if field.name in leave_out:
             continue
         kind, _ = plain_type(field.type)
-        text = docs[field.name].replace("%", "%%")
         flag = flag_name(field.name)
-        if kind is bool:
-            on = not field.default
-            flag = flag if on else f"--no-{flag.removeprefix('--')}"
-            action = "store_true" if on else "store_false"
-            parser.add_argument(flag, dest=field.name, action=action, default=None, help=text)
-            continue
-        if isinstance(field.default, str | int | float):
-            text += f" (default: {field.default})"
-        options: dict[str, Any] = {"default": None, "help": text}
-        metavar = field.metadata.get("metavar") or METAVARS[kind]
         choices = field.metadata.get("choices")
-        if kind is tuple:
-            options |= {"action": "append", "metavar": metavar}
+        options: dict[str, Any] = {"default": None, "help": docs[field.name].replace("%", "%%")}
+        if kind is bool:
+            flag = f"--no-{flag.removeprefix('--')}" if field.default else flag
+            options["dest"] = field.name
+            options["action"] = "store_false" if field.default else "store_true"
         elif choices is not None:
             options |= {"type": kind, "choices": tuple(choices)}
         else:
-            options |= {"type": kind, "metavar": metavar}
+            options["metavar"] = field.metadata.get("metavar") or METAVARS[kind]
+            options |= {"action": "append"} if kind is tuple else {"type": kind}
+        if kind is not bool and isinstance(field.default, str | int | float):
+            options["help"] += f" (default: {field.default})"
         parser.add_argument(flag, **options)
 
 
@@ -85,15 +77,15 @@ def add_data_dir(parser: argparse._ActionsContainer) -> None:
 
 
 @contextlib.contextmanager
-def one_line_errors(parser: argparse.ArgumentParser) -> Iterator[None]:
+def one_line_errors(parser: Parser) -> Iterator[None]:
     """Turns errors that a user can cause (ValueError, OSError) and failed training into one line
     and an exit code."""
     try:
         yield
     except (ValueError, OSError) as error:
-        fail(parser, error)
+        parser.fail(error)
     except (FloatingPointError, MemoryError) as error:
-        fail(parser, error, code=1)
+        parser.fail(error, code=1)
 
 
 def duration(seconds: float) -> str:

@@ -9,6 +9,7 @@ its help.
 import ast
 import dataclasses
 import inspect
+import itertools
 import textwrap
 import types
 import typing
@@ -27,11 +28,8 @@ def setting(
     """A dataclass field with what is allowed.
 
     Args:
-        default: its value unless given.
-        choices: the allowed values; a registry (dict) is read anew each time, so that what is
-            registered later counts.
-        least: the smallest allowed number.
-        most: the largest allowed number.
+        choices: a registry (dict) is read anew each time, so that what is registered later counts.
+        most: goes with `least`.
         metavar: what `--help` calls its value.
     """
     about = {"choices": choices, "least": least, "most": most, "metavar": metavar}
@@ -44,10 +42,9 @@ def flag_name(field: str) -> str:
 
 
 def check_settings(settings: Any, spell: Callable[[str], str] = str) -> None:
-    """Checks type, choices and bounds of every field.
+    """Checks type, choices and bounds of every field of a dataclass's instance.
 
     Args:
-        settings: an instance of a dataclass, whose fields may be made by `setting`.
         spell: how messages name a field, such as `flag_name`.
 
     Raises:
@@ -58,44 +55,34 @@ def check_settings(settings: Any, spell: Callable[[str], str] = str) -> None:
         kind, optional = plain_type(field.type)
         if value is None and optional:
             continue
-        check_type(name, value, kind)
-        if (choices := field.metadata.get("choices")) is not None:
-            check_choice(name, value, choices)
-        check_bounds(name, value, field.metadata.get("least"), field.metadata.get("most"))
+        accepted = (int, float) if kind is float else kind
+        if not isinstance(value, accepted) or (isinstance(value, bool) and kind is not bool):
+            got = f"{name} is {value!r}, a {type(value).__name__}"
+            raise ValueError(f"{got}; expected {kind.__name__}")
+        choices, least = field.metadata.get("choices"), field.metadata.get("least")
+        if choices is not None and value not in choices:
+            raise ValueError(f"{name} is {value!r}; allowed: {', '.join(map(str, choices))}")
+        if least is not None:
+            check_bounds(name, value, least, field.metadata["most"])
 
 
 def plain_type(kind: Any) -> tuple[Any, bool]:
     """The type of a field without None, and whether None is allowed."""
     if isinstance(kind, types.UnionType):
-        plain = [one for one in typing.get_args(kind) if one is not types.NoneType]
-        return plain[0], len(plain) < len(typing.get_args(kind))
+        (plain,) = (one for one in typing.get_args(kind) if one is not types.NoneType)
+        return plain, True
     return typing.get_origin(kind) or kind, False
 
 
-def check_type(name: str, value: object, kind: type) -> None:
-    """Refuses a value of another type; an int is a float, too, but a bool is no number."""
-    accepted = (int, float) if kind is float else kind
-    if not isinstance(value, accepted) or (isinstance(value, bool) and kind is not bool):
-        got = f"{name} is {value!r}, a {type(value).__name__}"
-        raise ValueError(f"{got}; expected {kind.__name__}")
+def check_bounds(name: str, value: Any, least: float, most: float | None = None) -> None:
+    """Refuses a number outside its bounds.
 
-
-def check_choice(name: str, value: object, allowed: Collection[Any]) -> None:
-    """Refuses what is none of the allowed values."""
-    if value not in allowed:
-        raise ValueError(f"{name} is {value!r}; allowed: {', '.join(map(str, allowed))}")
-
-
-def check_bounds(name: str, value: Any, least: float | None, most: float | None = None) -> None:
-    """Refuses a number outside its bounds."""
-    if (least is None or value >= least) and (most is None or value <= most):
+    Raises:
+        ValueError: names the value and the bounds.
+    """
+    if value >= least and (most is None or value <= most):
         return
-    if least is None:
-        bounds = f"at most {most}"
-    elif most is None:
-        bounds = f"at least {least}"
-    else:
-        bounds = f"{least} to {most}"
+    bounds = f"at least {least}" if most is None else f"{least} to {most}"
     raise ValueError(f"{name} is {value}; allowed is {bounds}")
 
 
@@ -104,9 +91,7 @@ def field_docs(cls: type) -> dict[str, str]:
     body = ast.parse(textwrap.dedent(inspect.getsource(cls))).body[0]
     assert isinstance(body, ast.ClassDef)
     docs = {}
-    for field, text in zip(body.body, body.body[1:], strict=False):
-        if not isinstance(field, ast.AnnAssign) or not isinstance(text, ast.Expr):
-            continue
-        if isinstance(text.value, ast.Constant):
-            docs[ast.unparse(field.target)] = " ".join(str(text.value.value).split())
+    for field, text in itertools.pairwise(body.body):
+        if isinstance(field, ast.AnnAssign) and isinstance(text, ast.Expr):
+            docs[ast.unparse(field.target)] = " ".join(ast.literal_eval(text.value).split())
     return docs
