@@ -27,11 +27,7 @@ def write_json(path: Path, content: Any) -> None:
 
 
 def read_rows(path: Path) -> list[Row]:
-    """The rows of a file of JSON lines; none where there is no file.
-
-    Raises:
-        ValueError: a line is damaged.
-    """
+    """The rows of a file of JSON lines, none without a file; a ValueError if a line is damaged."""
     if not path.is_file():
         return []
     return [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]

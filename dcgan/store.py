@@ -4,7 +4,7 @@ A `Store` is the folder of a search or a trial. A `Mirror` is one that is a work
 in an object store (s3://…, gs://…), or in a folder that several machines mount: it holds the same
 files under the same names. The driver works on one copy, each trial on one of its own, and both
 upload files as soon as these have to outlast the machine: a decision before it takes effect, an
-epoch as often as its upload is worth (`Pace`).
+epoch as often as its upload is worth (`tune.trainable.Pace`).
 """
 
 import contextlib
@@ -26,7 +26,6 @@ from dcgan.schema import DRIVER_FILE, LOCK_FILE, STUDY_FILE
 COPIES = Path("~/.cache/dcgan")
 NEVER_UPLOADED = (LOCK_FILE, "*.tmp", ".ray/*", "wandb.log")
 SMALL = ("*.json", "*.txt", "*.csv", "*.md", "*.html", "*.png", "wandb/*")
-"""All files but studies, checkpoints and TensorBoard's."""
 VERSION_KEYS = ("size", "ETag", "LastModified", "etag", "updated", "mtime", "created")
 PACKAGES = {"s3": "s3fs", "gs": "gcsfs", "gcs": "gcsfs", "az": "adlfs", "abfs": "adlfs"}
 
@@ -36,20 +35,20 @@ class StorageError(OSError):
 
 
 class Store:
-    """A folder of this machine, which is all there is: nothing has to be fetched or uploaded."""
+    """A folder of this machine, which is all there is: nothing has to be fetched or uploaded.
+
+    Of a `Mirror` every method raises StorageError where the storage cannot be used.
+    """
 
     is_mirror = False
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
-
-    @property
-    def location(self) -> str:
+        self.location = str(folder)
         """Where the files are found: the folder, or the URI that it is a copy of."""
-        return str(self.folder)
 
     def has(self, name: str) -> bool:
-        """Whether there is a file or folder of this name, where the files outlast the machine."""
+        """Whether a file or folder of this name is where the files outlast the machine."""
         return (self.folder / name).exists()
 
     def siblings(self, name: str) -> list[str]:
@@ -74,50 +73,34 @@ class Store:
         """Empties a copy, which may be of another search of the same name."""
 
     def get(self, *patterns: str, depth: int | None = None) -> None:
-        """Brings those files up to date whose names match (`study.db`, `*/result.json`), or all.
-
-        Args:
-            depth: levels of folders to look into; None looks into all.
-
-        Raises:
-            StorageError: they cannot be read.
-        """
+        """Brings the files up to date whose names match (`study.db`, `*/result.json`), or all of
+        them; `depth` limits the levels of folders to look into."""
 
     def get_small(self) -> None:
         """Brings all but studies, checkpoints and TensorBoard files up to date."""
+        self.get(*SMALL)
 
     def put(self, *paths: Path) -> None:
         """Uploads those of these files, and of the files in these folders, that are new or changed;
-        or of all.
-
-        Raises:
-            StorageError: they cannot be written.
-        """
+        or of all."""
 
     def remove(self, name: str) -> None:
         """Removes a file or folder of a mirror from the storage, and from the copy."""
 
     def commit(self, record: Path) -> None:
-        """Uploads the record of a decision, unless another process has become the driver.
-
-        Raises:
-            StorageError: it has, or the storage cannot be written.
-        """
+        """Uploads the record of a decision; a StorageError if another process has become the
+        driver."""
 
 
 class Mirror(Store):
-    """A folder that is a working copy of one in a storage.
-
-    Args:
-        folder: the copy, on this machine.
-        uri: the folder in the storage: of an object store, or one that other machines mount, too.
-    """
+    """A folder that is a working copy of the one at `uri`: of an object store, or one that other
+    machines mount, too."""
 
     is_mirror = True
 
     def __init__(self, folder: Path, uri: str) -> None:
         super().__init__(folder)
-        self.uri = uri
+        self.location = uri
         self.driver_uri = f"{uri}/{DRIVER_FILE}"  # of the search, also where this is a part of it
         self.owner = ""
         # size and time of the copy's files that the storage has, by name
@@ -125,37 +108,31 @@ class Mirror(Store):
         # version in the storage of the files that the copy has, by name
         self._fetched: dict[str, str] = {}
 
-    @property
-    def location(self) -> str:
-        return self.uri
-
     def has(self, name: str) -> bool:
         with self._explained("read") as (fs, root):
             fs.invalidate_cache()
             return bool(fs.exists(f"{root}/{name}"))
 
     def inside(self, name: str) -> "Mirror":
-        mirror = Mirror(self.folder / name, f"{self.uri}/{name}")
+        mirror = Mirror(self.folder / name, f"{self.location}/{name}")
         mirror.driver_uri, mirror.owner = self.driver_uri, self.owner
         return mirror
 
     def trial(self, name: str) -> Store:
         # A folder that is not mounted on this machine would take everything in silence.
         if not self.has(STUDY_FILE):
-            raise StorageError(f"{self.uri} is not to be seen from {socket.gethostname()}")
-        # In Ray's working folder of the trial. What an earlier attempt left is older than the
+            raise StorageError(f"{self.location} is not to be seen from {socket.gethostname()}")
+        # In Ray's working folder of the trial; what an earlier attempt left is older than the
         # storage.
-        copy = Mirror(Path.cwd() / name, f"{self.uri}/{name}")
+        copy = Mirror(Path.cwd() / name, f"{self.location}/{name}")
         shutil.rmtree(copy.folder, ignore_errors=True)
         copy.folder.mkdir(parents=True)
         copy.get()
         return copy
 
     def begin(self) -> None:
-        """Makes the copy fresh, and this process the driver.
-
-        A former driver that still lives finds out at its next decision, and ends.
-        """
+        """Makes the copy fresh, and this process the driver: a former driver that still lives finds
+        out at its next decision, and ends."""
         self.clear()
         self.get_small()
         self.get("*.db")  # once: from now on it is written here
@@ -165,25 +142,30 @@ class Mirror(Store):
         self.put(self.folder / DRIVER_FILE)
 
     def clear(self) -> None:
-        for path in self.folder.iterdir() if self.folder.is_dir() else ():
-            if path.name == LOCK_FILE:
-                continue
-            if path.is_dir():
-                shutil.rmtree(path)
-            else:
-                path.unlink()
+        for path in self.folder.glob("*"):
+            if path.name != LOCK_FILE:
+                delete(path)
 
     def get(self, *patterns: str, depth: int | None = None) -> None:
         with self._explained("read") as (fs, root):
-            versions = self._list(fs, root, depth)
-            wanted = [name for name in versions if matches(name, patterns or ("*",))]
-            names = [name for name in wanted if self._fetched.get(name) != versions[name]]
-            files = {name: self.folder / f"{name}.{os.getpid()}.tmp" for name in names}
-            for file in files.values():
-                file.parent.mkdir(parents=True, exist_ok=True)
+            fs.invalidate_cache()
+            found = fs.find(root, maxdepth=depth, detail=True) if fs.exists(root) else {}
+            files, versions = {}, {}  # what to fetch, by name: the unfinished file, and its version
+            for path, info in found.items():
+                name = str(Path(path).relative_to(root))
+                version = str([info.get(key) for key in VERSION_KEYS])
+                inside = ".." not in Path(name).parts  # an object may have any name
+                if (
+                    inside
+                    and matches(name, patterns or ("*",))
+                    and version != self._fetched.get(name)
+                ):
+                    files[name] = self.folder / f"{name}.{os.getpid()}.tmp"
+                    files[name].parent.mkdir(parents=True, exist_ok=True)
+                    versions[name] = version
             try:
                 if files:  # one call: storages answer many requests at once
-                    fs.get([f"{root}/{name}" for name in names], [str(f) for f in files.values()])
+                    fs.get([f"{root}/{name}" for name in files], [str(f) for f in files.values()])
                 for name, file in files.items():
                     file.replace(self.folder / name)
                     self._fetched[name] = versions[name]
@@ -192,94 +174,64 @@ class Mirror(Store):
                 for file in files.values():
                     file.unlink(missing_ok=True)
 
-    def get_small(self) -> None:
-        self.get(*SMALL)
-
     def put(self, *paths: Path) -> None:
-        stamps = {
-            str(file.relative_to(self.folder)): stamp(file)
-            for path in paths or (self.folder,)
-            for file in files_under(path)
-        }
-        changed = [
-            name
-            for name, now in stamps.items()
-            if self._uploaded.get(name) != now and not matches(name, NEVER_UPLOADED)
-        ]
+        changed = {}
+        for path in paths or (self.folder,):
+            for file in [path, *path.rglob("*")]:
+                name = str(file.relative_to(self.folder))
+                if not file.is_file() or matches(name, NEVER_UPLOADED):
+                    continue
+                if (now := stamp(file)) != self._uploaded.get(name):
+                    changed[name] = now
         with self._explained("written") as (fs, root):
             if is_local(fs):  # whole or not at all, as object stores do of themselves
                 for name in changed:
                     (Path(root) / name).parent.mkdir(parents=True, exist_ok=True)
                     replace(Path(root) / name, (self.folder / name).read_bytes())
             elif changed:
-                fs.put(
-                    [str(self.folder / name) for name in changed],
-                    [f"{root}/{name}" for name in changed],
-                )
-        self._uploaded |= {name: stamps[name] for name in changed}
+                copies = [str(self.folder / name) for name in changed]
+                fs.put(copies, [f"{root}/{name}" for name in changed])
+        self._uploaded |= changed
 
     def remove(self, name: str) -> None:
         with self._explained("written") as (fs, root), contextlib.suppress(FileNotFoundError):
             fs.rm(f"{root}/{name}", recursive=True)
-        path = self.folder / name
-        if path.is_dir():
-            shutil.rmtree(path, ignore_errors=True)
-        else:
-            path.unlink(missing_ok=True)
+        delete(self.folder / name)
 
     def commit(self, record: Path) -> None:
         with self._explained("read") as (fs, _):
             now = fs.cat_file(self.driver_uri).decode()
         if now != self.owner:
             raise StorageError(
-                f"{self.uri} was taken over by {now}; this one, {self.owner}, has ended"
+                f"{self.location} was taken over by {now}; this one, {self.owner}, has ended"
             )
         self.put(record)
-
-    def _list(self, fs: Any, root: str, depth: int | None) -> dict[str, str]:
-        """The version of each file in the storage, by name."""
-        fs.invalidate_cache()
-        found = fs.find(root, maxdepth=depth, detail=True) if fs.exists(root) else {}
-        names = {str(Path(path).relative_to(root)): info for path, info in found.items()}
-        return {
-            name: str([info.get(key) for key in VERSION_KEYS])
-            for name, info in names.items()
-            if ".." not in Path(name).parts  # an object may have any name
-        }
 
     @contextlib.contextmanager
     def _explained(self, what: str) -> Iterator[tuple[Any, str]]:
         """The storage's file system and the path in it; any error of theirs becomes one that names
         the URI."""
-        fs, root = file_system(self.uri)
+        fs, root = file_system(self.location)
         try:
             yield fs, root
-        except StorageError:
-            raise
         # each storage has classes of its own, for want of a network, of rights, of credentials
         except Exception as error:
-            reason = " ".join(str(error).split())
-            host = socket.gethostname()
+            reason, host = " ".join(str(error).split()), socket.gethostname()
             raise StorageError(
-                f"{self.uri} cannot be {what} from {host}: {type(error).__name__}: {reason}"
+                f"{self.location} cannot be {what} from {host}: {type(error).__name__}: {reason}"
             ) from error
 
 
 def search_store(storage: str, name: str, *, several: bool) -> Store:
     """Where a search of this name lies: in the folder itself, or, of a URI or for several machines,
-    in a copy of it.
-
-    Raises:
-        ValueError: a URI that names no bucket.
-    """
+    in a copy of it. A ValueError if a URI names no bucket."""
     if storage.endswith("://"):
         raise ValueError(
             f"--storage is {storage}; "
             f"expected a bucket or folder in it, such as {storage}BUCKET/FOLDER"
         )
     if "://" in storage:
-        uri = f"{storage.rstrip('/')}/{name}"
-        return Mirror(working_copy(uri), uri)
+        return copy_of(f"{storage.rstrip('/')}/{name}")
     path = Path(storage).expanduser().absolute() / name
     return Mirror(working_copy(str(path)), str(path)) if several else Store(path)
 
@@ -301,11 +253,8 @@ def working_copy(uri: str, purpose: str = "searches") -> Path:
 
 
 def file_system(uri: str) -> tuple[Any, str]:
-    """fsspec's file system for a URI or a path, and the path in it.
-
-    Raises:
-        ValueError: an unknown kind of storage, or one whose package is not installed.
-    """
+    """fsspec's file system for a URI or a path, and the path in it. A ValueError if the kind of
+    storage is unknown, or its package not installed."""
     from fsspec.core import url_to_fs  # type: ignore[import-untyped]
 
     try:
@@ -326,10 +275,12 @@ def is_local(fs: Any) -> bool:
     return isinstance(fs, LocalFileSystem)
 
 
-def files_under(path: Path) -> list[Path]:
-    """The file itself, or the files in a folder at any depth; nothing where there is none."""
-    found = path.rglob("*") if path.is_dir() else [path]
-    return [file for file in found if file.is_file()]
+def delete(path: Path) -> None:
+    """Removes a file or a folder, if there is one."""
+    if path.is_dir():
+        shutil.rmtree(path)
+    else:
+        path.unlink(missing_ok=True)
 
 
 def matches(name: str, patterns: Collection[str]) -> bool:

@@ -259,16 +259,16 @@ def check_storage(store: Mirror, cluster: Cluster | None) -> None:
     Raises:
         OSError: names the machines that cannot, and why.
     """
-    parent, _, name = store.uri.rpartition("/")
+    parent, _, name = store.location.rpartition("/")
     with tempfile.TemporaryDirectory() as folder:
         probe = Mirror(Path(folder), f"{parent}/.preflight-{name}-{secrets.token_hex(4)}")
-        (probe.folder / "driver.txt").write_text(probe.uri)
+        (probe.folder / "driver.txt").write_text(probe.location)
         try:
             probe.put()
             if cluster is None:
-                use_storage(probe.uri)
+                use_storage(probe.location)
                 return
-            found = cluster.run_everywhere(use_storage, probe.uri)
+            found = cluster.run_everywhere(use_storage, probe.location)
         finally:
             probe.remove("")
     failed = {name: answer for name, answer in found.items() if isinstance(answer, Exception)}
@@ -277,7 +277,7 @@ def check_storage(store: Mirror, cluster: Cluster | None) -> None:
         hint = ", such as a folder that all machines mount, or s3://BUCKET/FOLDER"
         raise OSError(
             f"--storage {parent} must be one that every machine of the cluster reaches"
-            f"{'' if '://' in store.uri else hint}: {reasons}"
+            f"{'' if '://' in store.location else hint}: {reasons}"
         )
 
 
