@@ -6,52 +6,47 @@ from dcgan.cli import duration
 from dcgan.schema import COLUMNS, OBJECTIVES
 from tune.cluster import describe_nodes
 from tune.options import VERSION, Options, read_record
-from tune.plan import Packing, Plan, Site
-from tune.question import describe_axis, wanted_preset
-from tune.searches import DEMO, SEARCHES
+from tune.plan import Packing, Plan, Site, wanted_preset
+from tune.searches import DEMO, describe_axis, doc_of
 
 GIB = 2**30
 
 
 def describe(plan: Plan, options: Options, site: Site) -> str:
     """The plan as a person reads it."""
-    base = plan.search.base
+    search, base = plan.search, plan.search.base
     size = f"{base.image_size} × {base.image_size}"
-    space = describe_space(plan)
-    cost = site.seconds_per_epoch
-    lines = [
-        ("search", f"{plan.search.name}: {doc_of(plan.search.name)}"),
-        ("preset", describe_preset(options, site)),
-        ("cluster", describe_nodes(plan.nodes) if plan.nodes else ""),
-        ("packing", describe_packing(site.packing) if site.packing else ""),
-        ("data", f"{base.dataset}, {size}, width {base.generator_width}, {plan.epochs} epochs"),
-        ("space", space[0]),
-        *(("", line) for line in space[1:]),
-        ("trials", describe_trials(plan)),
-        ("rungs", plan.scheduler.text(plan)),
-        ("metric", describe_objectives(plan)),
-        ("cost", describe_cost(plan, cost) if cost else ""),
-        ("confirm", describe_confirm(plan, cost) if plan.confirm else ""),
-        ("results", plan.location),
-        ("warning", site.warning),
-    ]
-    return "\n".join(f"{name:<8} {text}" for name, text in lines if text)
-
-
-def doc_of(search: str) -> str:
-    """What the search of a name is for."""
-    return " ".join((SEARCHES[search].__doc__ or "").split())
+    space = [f"{name:<18} {describe_axis(axis)}" for name, axis in search.axes.items()]
+    space += [f"{name:<18} follows {followed}" for name, followed in search.ties.items()]
+    metric = f"{search.metric} on validation: {COLUMNS[search.metric]}"
+    if len(plan.objectives) > 1:
+        metric = f"Pareto set of {', '.join(plan.objectives)}, on validation"
+    lines = {
+        "search": f"{search.name}: {doc_of(search.name)}",
+        "preset": describe_preset(options, site),
+        "cluster": describe_nodes(plan.nodes) if plan.nodes else "",
+        "packing": describe_packing(site.packing) if site.packing else "",
+        "data": f"{base.dataset}, {size}, width {base.generator_width}, {plan.epochs} epochs",
+        "space": ("\n" + 9 * " ").join(space) or "a single setting",
+        "trials": describe_trials(plan),
+        "rungs": plan.scheduler.text(plan),
+        "metric": metric,
+        "cost": describe_cost(plan, site),
+        "confirm": describe_confirm(plan, site) if plan.confirm else "",
+        "results": plan.location,
+        "warning": site.warning,
+    }
+    return "\n".join(f"{name:<8} {text}" for name, text in lines.items() if text)
 
 
 def describe_preset(options: Options, site: Site) -> str:
     """The preset, and how it was chosen."""
-    preset = wanted_preset(options, site.device)
-    where = "in the cluster" if site.address else "here"
-    reason = f"since there is {'a' if site.device == 'cuda' else 'no'} GPU {where}"
+    name = wanted_preset(options, site.device).name
+    hint = " (--preset report is the full study)" if name == DEMO.name else ""
     if options.preset:
-        reason = "as asked"
-    hint = " (--preset report is the full study)" if preset.name == DEMO.name else ""
-    return f"{preset.name}, {reason}{hint}"
+        return f"{name}, as asked{hint}"
+    gpu = "a GPU" if site.device == "cuda" else "no GPU"
+    return f"{name}, since there is {gpu} {'in the cluster' if site.address else 'here'}{hint}"
 
 
 def describe_packing(packing: Packing) -> str:
@@ -63,14 +58,6 @@ def describe_packing(packing: Packing) -> str:
     if packing.probed > 1:
         text += f", {packing.probed} side by side {packing.speed:,.0f}"
     return f"{text}: {packing.processes} on a GPU"
-
-
-def describe_space(plan: Plan) -> list[str]:
-    """What is tried of each varied setting, a line each."""
-    search = plan.search
-    lines = [f"{name:<18} {describe_axis(axis)}" for name, axis in search.axes.items()]
-    lines += [f"{name:<18} follows {followed}" for name, followed in search.ties.items()]
-    return lines or ["a single setting"]
 
 
 def describe_trials(plan: Plan) -> str:
@@ -88,30 +75,25 @@ def describe_trials(plan: Plan) -> str:
     )
 
 
-def describe_objectives(plan: Plan) -> str:
-    """What the search optimises."""
-    if len(plan.objectives) > 1:
-        return f"Pareto set of {', '.join(plan.objectives)}, on validation"
-    return f"{plan.search.metric} on validation: {COLUMNS[plan.search.metric]}"
-
-
-def describe_cost(plan: Plan, seconds_per_epoch: float) -> str:
-    """How long the search takes, about."""
+def describe_cost(plan: Plan, site: Site) -> str:
+    """How long the search takes, about, where that was measured."""
+    if site.seconds_per_epoch is None:
+        return ""
     epochs = plan.num_trials * plan.expected_epochs()
-    seconds = epochs * seconds_per_epoch / plan.concurrent
-    return f"about {epochs:.0f} epochs at {seconds_per_epoch:.1f} s: about {duration(seconds)}"
+    total = duration(epochs * site.seconds_per_epoch / plan.concurrent)
+    return f"about {epochs:.0f} epochs at {site.seconds_per_epoch:.1f} s: about {total}"
 
 
-def describe_confirm(plan: Plan, seconds_per_epoch: float | None) -> str:
-    """What the confirm stage does, and how long it takes, about."""
+def describe_confirm(plan: Plan, site: Site) -> str:
+    """What the confirm stage does, and how long it takes, about, where that was measured."""
     text = (
         f"the best {plan.confirm} and the baseline on {plan.confirm_seeds} fresh seeds, judged on "
         f"test"
     )
-    if seconds_per_epoch is None:
+    if site.seconds_per_epoch is None:
         return text
     runs = (plan.confirm + 1) * plan.confirm_seeds  # of one seed each
-    seconds = runs * plan.epochs * seconds_per_epoch / plan.replicas / min(plan.slots, runs)
+    seconds = runs * plan.epochs * site.seconds_per_epoch / plan.replicas / min(plan.slots, runs)
     return f"{text}: about {duration(seconds)} more"
 
 

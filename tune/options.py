@@ -20,7 +20,7 @@ from dcgan.schema import METRIC, OBJECTIVES, SEARCH_FILE, WANDB_MODES
 from dcgan.settings import check_settings, flag_name, setting
 from dcgan.store import Store, search_store
 from tune.schedulers import SCHEDULERS
-from tune.searches import PRESETS, SEARCHES
+from tune.searches import PRESETS, SEARCHES, doc_of
 
 SAMPLERS = ("tpe", "random", "grid")
 VERSION = 2  # of search.json
@@ -49,7 +49,7 @@ class Options:
     """What a person asks for. None leaves the choice to the preset, the search or the machines.
 
     Raises:
-        ValueError: a value that is not allowed; the message names its flag.
+        ValueError: a value that is not allowed, or not with another; names the flag.
     """
 
     search: str | None = setting(None, choices=SEARCHES)
@@ -118,14 +118,15 @@ class Options:
             raise ValueError("--retry-failed goes with --resume NAME")
         check_folder_name("--name", self.name)
         check_folder_name("--resume", self.resume)
-        parse_objectives(self.objectives)
+        objectives = parse_objectives(self.objectives)
         parse_settings(self.set)
         parse_share(self.gpus_per_trial)
-
-    @property
-    def columns(self) -> tuple[str, ...]:
-        """The columns to optimise."""
-        return parse_objectives(self.objectives)
+        one_alone = self.scheduler and not SCHEDULERS[self.scheduler].several_objectives
+        if one_alone and len(objectives) > 1:
+            raise ValueError(
+                f"--scheduler {self.scheduler} knows one objective; use fifo with --objectives "
+                f"{','.join(objectives)}"
+            )
 
     @property
     def settings(self) -> dict[str, Any]:
@@ -154,10 +155,7 @@ SAVED = tuple(field.name for field in dataclasses.fields(Options) if field.name 
 
 def make_parser() -> cli.Parser:
     """The command line of a search: a flag for each field of `Options`."""
-    searches = "\n".join(
-        f"  {name:<13}{' '.join((function.__doc__ or '').split())}"
-        for name, function in SEARCHES.items()
-    )
+    searches = "\n".join(f"  {name:<13}{doc_of(name)}" for name in SEARCHES)
     presets = "\n".join(
         f"  {preset.name:<13}{preset.dataset}, width {preset.width}, {preset.epochs} epochs, "
         f"{preset.num_trials} trials"
@@ -177,11 +175,7 @@ def make_parser() -> cli.Parser:
 
 
 def from_flags(parser: cli.Parser, arguments: Sequence[str] | None = None) -> Options:
-    """The options of a command line; of this process's own where none is given.
-
-    Raises:
-        ValueError: a value that is not allowed.
-    """
+    """The options of a command line; of this process's own where none is given."""
     given = cli.given_flags(parser.parse_args(arguments), Options)
     if address := os.environ.get("RAY_ADDRESS"):
         given.setdefault("address", address)
@@ -196,19 +190,21 @@ def resumed(options: Options) -> Options:
         ValueError: options that cannot change on resuming, or a damaged record.
     """
     assert options.resume
-    given = [
-        field.name
+    given = {
+        field.name: getattr(options, field.name)
         for field in dataclasses.fields(options)
         if getattr(options, field.name) != field.default
-    ]
+    }
     if refused := [name for name in given if name not in ON_RESUMING]:
         flags = ", ".join(map(flag_name, refused))
         raise ValueError(f"{flags} cannot go with --resume: the search keeps its own settings")
     record = read_record(search_store(options.storage, options.resume, several=False))
-    kept = record["options"] | {
-        name: getattr(options, name) for name in ON_RESUMING if name in given
-    }
-    return Options(**kept | {"set": tuple(kept["set"]), "resume": options.resume})
+    return from_saved(record["options"] | given)
+
+
+def from_saved(values: dict[str, Any]) -> Options:
+    """The options of a record."""
+    return Options(**values | {"set": tuple(values["set"])})
 
 
 def read_record(store: Store) -> dict[str, Any]:
@@ -226,42 +222,32 @@ def read_record(store: Store) -> dict[str, Any]:
     file = store.folder / SEARCH_FILE
     hint = "its trials can still be read by python -m analysis.tables"
     try:
-        record = json.loads(file.read_text(encoding="utf-8"))
+        record: dict[str, Any] = json.loads(file.read_text(encoding="utf-8"))
         version = record.get("version")
-    except (ValueError, AttributeError) as error:
+        if version == VERSION:
+            check_record(record)
+    except (ValueError, TypeError, AttributeError) as error:
         raise ValueError(f"{file} is damaged ({error}); {hint}") from error
     if version != VERSION:
         raise ValueError(
             f"{file} is of another version of this program ({version or 1}, this one has "
             f"{VERSION}), so that the search cannot go on; {hint}"
         )
-    try:
-        check_record(record)
-    except (ValueError, TypeError) as error:
-        raise ValueError(f"{file} is damaged ({error}); {hint}") from error
-    return dict(record)
+    return record
 
 
 def check_record(record: dict[str, Any]) -> None:
-    """Refuses a record that a search cannot go on with.
-
-    Raises:
-        ValueError, TypeError: something is missing, unknown, or has a value that is not allowed.
-    """
+    """Refuses a record that a search cannot go on with."""
     if missing := [name for name in ("options", "points", "axes") if name not in record]:
         raise ValueError(f"it lacks {', '.join(missing)}")
     options = record["options"]
     if differing := sorted(set(options) ^ set(SAVED)):
         raise ValueError(f"its options should have, or should not have, {', '.join(differing)}")
-    Options(**options | {"set": tuple(options["set"])})
+    from_saved(options)
 
 
 def parse_objectives(text: str) -> tuple[str, ...]:
-    """Columns to optimise from `fid,seconds_train`.
-
-    Raises:
-        ValueError: an unknown or doubled column, or another than the metric first.
-    """
+    """Columns to optimise from `fid,seconds_train`, of which the metric is the first."""
     names = tuple(name.strip() for name in text.split(","))
     if unknown := [name for name in names if name not in OBJECTIVES]:
         shown = ", ".join(map(repr, unknown))
@@ -275,11 +261,7 @@ def parse_objectives(text: str) -> tuple[str, ...]:
 
 
 def parse_settings(texts: Iterable[str]) -> dict[str, Any]:
-    """Settings from `key=value` texts, with values in JSON or as bare words.
-
-    Raises:
-        ValueError: there is no `=`, a key stands twice, or there is a flag of its own for it.
-    """
+    """Settings from `key=value` texts, with values in JSON or as bare words."""
     settings: dict[str, Any] = {}
     for text in texts:
         key, equals, value = (part.strip() for part in text.partition("="))
@@ -297,11 +279,7 @@ def parse_settings(texts: Iterable[str]) -> dict[str, Any]:
 
 
 def parse_share(text: str) -> float | None:
-    """The share of a GPU from `0.25`; None from `auto`.
-
-    Raises:
-        ValueError: it is no share.
-    """
+    """The share of a GPU from `0.25`; None from `auto`."""
     if text == "auto":
         return None
     with contextlib.suppress(ValueError):

@@ -1,10 +1,11 @@
 """What a search is going to do, settled before it starts: space, first settings, rungs, resources.
 
-A `Plan` is made from two things: `Options`, what a person asks for, and a `Site`, what the machines
-can do.
+A `Plan` is made from `Options`, what a person asks for, and a `Site`, what the machines can do.
+What a person left open is settled by the preset, the search, or the device that trials run on.
 """
 
 import dataclasses
+import json
 import math
 import shlex
 import sys
@@ -13,20 +14,18 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import NamedTuple
 
+from optuna.distributions import json_to_distribution
+
+from dcgan.config import replicate
 from dcgan.data import default_data_dir
-from dcgan.schema import METRIC, Row, trial_name
-from dcgan.store import Store
-from tune.options import Options
-from tune.question import (
-    default_grace_period,
-    first_points,
-    saved_points,
-    wanted_preset,
-    wanted_scheduler,
-    wanted_search,
-)
-from tune.schedulers import Scheduler
-from tune.searches import Point, Search
+from dcgan.schema import METRIC, STUDY_FILE, Row, trial_name
+from dcgan.store import Store, copy_of
+from tune.ledger import best_points
+from tune.options import Options, parse_objectives, read_record
+from tune.schedulers import SCHEDULERS, Scheduler, default_grace_period
+from tune.searches import PRESETS, Point, Preset, Search, describe_axis, make_search
+
+POINTS_SHARE = 3  # at most a third of the trials begin at settings of an earlier search
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -42,52 +41,32 @@ class Node:
 class Packing(NamedTuple):
     """How many of a search's largest trials a GPU takes, measured."""
 
-    processes: int
-    """Trials on a GPU at a time."""
-    trial_bytes: int
-    """GPU memory of one, with its CUDA context."""
-    gpu_bytes: int
-    """Memory of the GPU."""
-    probed: int
-    """Processes that were measured side by side."""
-    speed: float
-    """Images a second of all of them."""
-    speed_alone: float
-    """Images a second of one alone."""
+    processes: int  # trials on a GPU at a time
+    trial_bytes: int  # GPU memory of one, with its CUDA context
+    gpu_bytes: int  # memory of the GPU
+    probed: int  # processes that were measured side by side
+    speed: float  # images a second of all of them
+    speed_alone: float  # images a second of one alone
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Site:
     """What the machines can do, as found where trials run (`tune.site.survey`)."""
 
-    store: Store
-    """Where the search is kept."""
-    device: str
-    """What trials train on: `cpu` or `cuda`."""
-    precisions: tuple[str, ...]
-    """Precisions that the device does at a sensible speed."""
-    cpus: int
-    """CPUs for trials, of all machines."""
-    gpus: int
-    """GPUs of all machines."""
-    address: str = ""
-    """The cluster's; empty where Ray runs on this machine alone."""
-    nodes: tuple[Node, ...] = ()
-    """The cluster's machines."""
-    data_dir: Path | None = None
-    """Folder above the data; None lets each machine use its own."""
-    packing: Packing | None = None
-    """How trials share a GPU, where that was to be measured."""
-    seconds_per_epoch: float | None = None
-    """Measured time of an epoch of all replicas, with its evaluation; None: not measured."""
-    warning: str = ""
-    """What a person should know before the search starts."""
-    protocol: Row = dataclasses.field(default_factory=dict)
-    """The conditions under which trials are evaluated, by column name."""
-    versions: dict[str, str] = dataclasses.field(default_factory=dict)
-    """Versions of Python and of the packages that compute."""
-    platform: str = ""
-    """The operating system."""
+    store: Store  # where the search is kept
+    device: str  # what trials train on: `cpu` or `cuda`
+    precisions: tuple[str, ...]  # those that the device does at a sensible speed
+    cpus: int  # for trials, of all machines
+    gpus: int  # of all machines
+    address: str = ""  # the cluster's; empty where Ray runs on this machine alone
+    nodes: tuple[Node, ...] = ()  # the cluster's machines
+    data_dir: Path | None = None  # above the data; None lets each machine use its own
+    packing: Packing | None = None  # how trials share a GPU, where that was to be measured
+    seconds_per_epoch: float | None = None  # of all replicas, evaluated; None: not measured
+    warning: str = ""  # what a person should know before the search starts
+    protocol: Row = dataclasses.field(default_factory=dict)  # conditions of the evaluation
+    versions: dict[str, str] = dataclasses.field(default_factory=dict)  # of what computes
+    platform: str = ""  # the operating system
 
     @property
     def share(self) -> float:
@@ -102,33 +81,20 @@ class Plan:
     search: Search
     sampler: str
     scheduler: Scheduler
-    objectives: tuple[str, ...] = (METRIC,)
-    """Columns to optimise; the first is the search's metric."""
-    points: list[Point]
-    """Settings tried before the sampler proposes any."""
+    objectives: tuple[str, ...] = (METRIC,)  # columns to optimise, the search's metric first
+    points: list[Point]  # settings tried before the sampler proposes any
     num_trials: int
-    replicas: int = 1
-    """Seeds that each trial trains side by side."""
-    grace_period: int
-    """Epochs before the scheduler's first decision."""
-    seed: int = 0
-    """Seed of the sampler."""
-    data_dir: Path | None = None
-    """Folder above the data; None lets each machine use its own."""
-    store: Store = dataclasses.field(compare=False)
-    """Where everything is kept."""
-    slots: int
-    """Trials that can train at the same time."""
-    cpus: int = 1
-    """CPU threads of a trial."""
-    gpus: float = 0.0
-    """Share of a GPU that a trial asks for; 0 on a machine without one."""
-    address: str = ""
-    """The cluster's; empty where Ray is started on this machine alone."""
-    nodes: tuple[Node, ...] = ()
-    """The cluster's machines, as the plan was made."""
-    confirm: int = 0
-    """Best settings to train again after the search; 0 leaves that out."""
+    replicas: int = 1  # seeds that each trial trains side by side
+    grace_period: int  # epochs before the scheduler's first decision
+    seed: int = 0  # of the sampler
+    data_dir: Path | None = None  # above the data; None lets each machine use its own
+    store: Store = dataclasses.field(compare=False)  # where everything is kept
+    slots: int  # trials that can train at the same time
+    cpus: int = 1  # CPU threads of a trial
+    gpus: float = 0.0  # share of a GPU that a trial asks for; 0 on a machine without one
+    address: str = ""  # the cluster's; empty where Ray is started on this machine alone
+    nodes: tuple[Node, ...] = ()  # the cluster's machines, as the plan was made
+    confirm: int = 0  # best settings to train again after the search; 0 leaves that out
     confirm_seeds: int = 1
 
     @property
@@ -209,14 +175,18 @@ def make_plan(options: Options, site: Site) -> Plan:
     """
     search = wanted_search(options, site.device, site.precisions)
     preset = wanted_preset(options, site.device)
-    share = options.share or site.share
-    slots, gpus = resources(share, options.max_concurrent, site.cpus, site.gpus)
+    objectives = parse_objectives(options.objectives)
+    # nothing ends a grid, or a Pareto search, early
+    usual = "fifo" if search.sampler == "grid" or len(objectives) > 1 else "asha"
     points = saved_points(search, site.store) if options.resume else first_points(options, search)
+    slots, gpus = resources(
+        options.share or site.share, options.max_concurrent, site.cpus, site.gpus
+    )
     return Plan(
         search=search,
         sampler=search.sampler,
-        scheduler=wanted_scheduler(options, search),
-        objectives=options.columns,
+        scheduler=SCHEDULERS[options.scheduler or usual],
+        objectives=objectives,
         points=points,
         num_trials=search.num_trials,
         replicas=options.replicas,
@@ -233,20 +203,86 @@ def make_plan(options: Options, site: Site) -> Plan:
     )
 
 
+def wanted_preset(options: Options, device: str) -> Preset:
+    """The preset that a person asks for, or the one that suits the device; with its width."""
+    preset = PRESETS[options.preset or ("report" if device == "cuda" else "demo")]
+    return dataclasses.replace(preset, width=options.width or preset.width)
+
+
+def wanted_search(options: Options, device: str, precisions: tuple[str, ...]) -> Search:
+    """The search that a person asks for, with its sampler and its number of trials: as asked, else
+    the whole grid, else the search's own.
+
+    Raises:
+        ValueError: a combination of options that cannot work.
+    """
+    assert options.search
+    preset = wanted_preset(options, device)
+    search = make_search(options.search, preset, precisions, options.settings)
+    replicate(search.base, options.replicas)  # refuses seeds that are too large
+    sampler = options.sampler or search.sampler
+    if sampler == "grid":
+        search = search.as_grid()
+    available = search.settings  # infinite where an axis is continuous
+    usual = available if sampler == "grid" else min(search.num_trials, available)
+    num_trials = options.num_trials or int(usual)
+    if num_trials > available:
+        space = "grid" if sampler == "grid" else "space"
+        raise ValueError(
+            f"--num-trials is {num_trials}; the {space} of {search.name} has {available} settings"
+        )
+    epochs = search.base.epochs
+    if options.grace_period and options.grace_period > epochs:
+        raise ValueError(
+            f"--grace-period is {options.grace_period}; allowed is up to the {epochs} epochs of a "
+            f"trial"
+        )
+    if options.points_from and sampler == "grid":
+        raise ValueError("--points-from does not go with --sampler grid, whose settings are fixed")
+    if options.points_from and not search.axes:
+        raise ValueError(
+            f"--points-from does not go with --search {search.name}, which varies nothing"
+        )
+    return dataclasses.replace(search, sampler=sampler, num_trials=num_trials)
+
+
+def first_points(options: Options, search: Search) -> list[Point]:
+    """Settings tried before the sampler proposes any: the whole grid, or the baseline and the best
+    of an earlier search."""
+    if search.sampler == "grid":
+        return search.grid_points()[: search.num_trials]
+    if not options.points_from:
+        return [search.baseline()]
+    earlier = copy_of(options.points_from, purpose="earlier")
+    earlier.clear()
+    earlier.get(STUDY_FILE)
+    count = max(1, search.num_trials // POINTS_SHARE)
+    return [search.baseline(), *best_points(earlier.folder, search, count)]
+
+
+def saved_points(search: Search, store: Store) -> list[Point]:
+    """The first settings of the search to resume, whose space must be the same."""
+    record = read_record(store)
+    kept = {name: json_to_distribution(json.dumps(axis)) for name, axis in record["axes"].items()}
+    for name in [*kept, *search.axes]:
+        was, now = kept.get(name), search.axes.get(name)
+        if was != now:
+            raise ValueError(
+                f"{store.location} cannot go on here: {name} was over {describe_axis(was)}, is "
+                f"over {describe_axis(now)} (a device must do all precisions of a search)"
+            )
+    points: list[Point] = record["points"]
+    return points
+
+
 def resources(
     share: float, max_concurrent: int | None, cpus: int, devices: int
 ) -> tuple[int, float]:
-    """Trials at a time, and the GPU share of each: as many trials as fit.
+    """Trials at a time, and the GPU share of each: as many trials as fit, at most `max_concurrent`.
 
     Without a GPU each trial takes one CPU: two one-thread trials train more images a second than
-    one of two threads.
-
-    Args:
-        share: the least share of a GPU; with fewer trials than would fit they are spread over the
-            GPUs and take more each.
-        max_concurrent: the most trials at a time; None: as many as fit.
-        cpus: CPUs for trials, of all machines.
-        devices: GPUs of all machines.
+    one of two threads. `share` is the least share of a GPU; fewer trials than would fit are spread
+    over the GPUs (`devices`) and take more each.
     """
     slots = min(cpus, max_concurrent or sys.maxsize)
     if not devices:

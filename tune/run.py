@@ -29,7 +29,7 @@ def run(options: Options) -> int:
 
     Raises:
         ValueError: options that cannot work.
-        OSError: no cluster, no data, no place for the results, or one that is full.
+        OSError: no cluster, no data, no place for the results, or one that is full or gone.
     """
     from tune.describe import describe, record
     from tune.site import survey
@@ -45,14 +45,7 @@ def run(options: Options) -> int:
 
 
 def search(plan: Plan, options: Options, record: dict[str, Any]) -> int:
-    """Runs a plan from its first trial to the report; returns the exit code.
-
-    Args:
-        record: what `search.json` keeps of it.
-
-    Raises:
-        OSError: the disk, or the storage, is full or gone; the message has the command to go on.
-    """
+    """Runs a plan, of which `search.json` keeps the record; returns the exit code."""
     from tune.answer import report_command
     from tune.runner import storage_error
 
@@ -75,11 +68,7 @@ def search(plan: Plan, options: Options, record: dict[str, Any]) -> int:
 
 def find_best(plan: Plan, options: Options, record: dict[str, Any]) -> tuple[bool, bool]:
     """Runs a plan in a session of its own, with tracking, confirm stage and report; returns whether
-    there is a best trial, and whether the search was interrupted.
-
-    Raises:
-        OSError: as `search`.
-    """
+    there is a best trial, and whether the search was interrupted."""
     from tune.answer import print_answer, print_confirmed, write_page
     from tune.confirm import train_again
     from tune.ledger import retry_failed

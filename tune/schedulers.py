@@ -14,11 +14,11 @@ if TYPE_CHECKING:
     from tune.plan import Plan
     from tune.study import StudySearch
 
-REDUCTION_FACTOR = 3  # ASHA keeps the best third at each rung (Li et al. 2020, arXiv 1810.05934)
+REDUCTION_FACTOR = 3  # ASHA keeps the best third at each rung
 
 
 class Scheduler:
-    """A scheduler that ends nothing; others override what differs."""
+    """Ends nothing; others override what differs."""
 
     name = "fifo"
     several_objectives = True
@@ -51,8 +51,7 @@ class Asha(Scheduler):
     several_objectives = False
 
     def rungs(self, epochs: int, grace_period: int) -> list[int]:
-        rungs = []
-        rung = grace_period
+        rungs, rung = [], grace_period
         while rung < epochs:
             rungs.append(rung)
             rung *= REDUCTION_FACTOR
@@ -86,3 +85,9 @@ class Asha(Scheduler):
 
 
 SCHEDULERS: dict[str, Scheduler] = {one.name: one for one in (Asha(), Scheduler())}
+
+
+def default_grace_period(epochs: int) -> int:
+    """A sixth of the epochs: from there on trials rank much as they do at the end (analysis.rungs,
+    docs/log.md)."""
+    return max(1, round(epochs / 6))

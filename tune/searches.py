@@ -55,11 +55,10 @@ PRESETS = {preset.name: preset for preset in (DEMO, REPORT)}
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Search:
-    """What to vary, over which values, and what to call best. Called with an Optuna trial, it gives
-    a complete config.
+    """What to vary, over which values, and what to call best.
 
-    Ray's `OptunaSearch` takes it as a define-by-run space: what is suggested and what is returned
-    make up the config.
+    Called with an Optuna trial, it gives a complete config: Ray's `OptunaSearch` takes it as a
+    define-by-run space.
     """
 
     name: str
@@ -85,16 +84,12 @@ class Search:
         return math.prod(math.inf if values is None else len(values) for values in choices)
 
     def __call__(self, trial: optuna.Trial) -> Point:
-        varied = {name: suggest(trial, name, axis) for name, axis in self.axes.items()}
-        return self.complete(varied)
+        return self.complete({name: suggest(trial, name, axis) for name, axis in self.axes.items()})
 
     def complete(self, varied: Point) -> Point:
         """All settings of `TrainConfig`: the varied ones, those tied to them, and the base."""
-        return self.base.to_dict() | varied | self.tied(varied)
-
-    def tied(self, varied: Point) -> Point:
-        """The settings that follow the varied ones."""
-        return {name: varied[followed] for name, followed in self.ties.items()}
+        tied = {name: varied[followed] for name, followed in self.ties.items()}
+        return self.base.to_dict() | varied | tied
 
     def holds(self, point: Point) -> bool:
         """Whether a point lies within the axes."""
@@ -115,10 +110,8 @@ class Search:
 
     def grid_points(self) -> list[Point]:
         """Every combination of the grid's values, in a fixed order."""
-        return [
-            dict(zip(self.grid, values, strict=True))
-            for values in itertools.product(*self.grid.values())
-        ]
+        combinations = itertools.product(*self.grid.values())
+        return [dict(zip(self.grid, values, strict=True)) for values in combinations]
 
     def as_grid(self) -> "Search":
         """The same search over the original study's own values alone."""
@@ -156,10 +149,16 @@ def choices_of(axis: BaseDistribution) -> Sequence[Any] | None:
     return [min(i * axis.step + axis.low, axis.high) for i in range(steps + 1)]
 
 
-LEARNING_RATE = {"generator_lr": FloatDistribution(5e-5, 5e-3, log=True)}
-TIED_RATES = {"discriminator_lr": "generator_lr"}
-OPTIMIZER = {"optimizer": CategoricalDistribution(["adam", "rmsprop"])}
-TIED_SIZES = {"discriminator_depth": "generator_depth", "discriminator_width": "generator_width"}
+def describe_axis(axis: BaseDistribution | None) -> str:
+    """An axis as a person reads it: `5e-05 to 0.005, log-uniform` or `64, 128, 256`."""
+    if axis is None:
+        return "nothing"
+    if isinstance(axis, CategoricalDistribution):
+        return ", ".join(map(str, axis.choices))
+    assert isinstance(axis, FloatDistribution | IntDistribution)
+    kind = "whole numbers, " if isinstance(axis, IntDistribution) else ""
+    kind += "log-uniform" if axis.log else "uniform"
+    return f"{axis.low:g} to {axis.high:g}, {kind}"
 
 
 def baseline(base: TrainConfig, preset: Preset, precisions: Sequence[str]) -> Search:
@@ -173,8 +172,12 @@ def hparams(base: TrainConfig, preset: Preset, precisions: Sequence[str]) -> Sea
     return Search(
         name="hparams",
         base=base,
-        axes={**LEARNING_RATE, "batch_size": CategoricalDistribution([64, 128, 256]), **OPTIMIZER},
-        ties=TIED_RATES,
+        axes={
+            "generator_lr": FloatDistribution(5e-5, 5e-3, log=True),
+            "batch_size": CategoricalDistribution([64, 128, 256]),
+            "optimizer": CategoricalDistribution(["adam", "rmsprop"]),
+        },
+        ties={"discriminator_lr": "generator_lr"},
         grid={
             "generator_lr": (1e-4, 3e-4, 5e-4),
             "batch_size": (64, 128),
@@ -187,17 +190,19 @@ def hparams(base: TrainConfig, preset: Preset, precisions: Sequence[str]) -> Sea
 def architecture(base: TrainConfig, preset: Preset, precisions: Sequence[str]) -> Search:
     """Depth and width of both nets, and extra convolutions in G."""
     width = preset.width
+    widths = sorted({max(1, width // 2), width, 2 * width})
     return Search(
         name="architecture",
         base=base,
         axes={
             "generator_depth": CategoricalDistribution([1, 2, 3]),
-            "generator_width": CategoricalDistribution(
-                sorted({max(1, width // 2), width, 2 * width})
-            ),
+            "generator_width": CategoricalDistribution(widths),
             "extra_convs": CategoricalDistribution([0, 1, 2]),
         },
-        ties=TIED_SIZES,
+        ties={
+            "discriminator_depth": "generator_depth",
+            "discriminator_width": "generator_width",
+        },
         grid={
             "generator_depth": (2, 3),
             "generator_width": (width, 2 * width),
@@ -237,17 +242,20 @@ SEARCHES: dict[str, Callable[[TrainConfig, Preset, Sequence[str]], Search]] = {
 }
 
 
+def doc_of(search: str) -> str:
+    """What the search of a name is for."""
+    return " ".join((SEARCHES[search].__doc__ or "").split())
+
+
 def make_search(
     name: str, preset: Preset, precisions: Sequence[str], settings: Mapping[str, Any]
 ) -> Search:
     """The named search under a preset, with `settings` of `TrainConfig` fixed by the user.
 
     Raises:
-        ValueError: unknown search or setting, a value that is not allowed, or a fixed setting that
-            the search varies.
+        ValueError: an unknown setting, a value that is not allowed, or a fixed setting that the
+            search varies.
     """
-    if name not in SEARCHES:
-        raise ValueError(f"search is {name!r}; allowed: {', '.join(SEARCHES)}")
     sizes = {"generator_width": preset.width, "discriminator_width": preset.width}
     chosen = {"dataset": preset.dataset, "epochs": preset.epochs, **sizes, **settings}
     search = SEARCHES[name](TrainConfig.from_dict(chosen), preset, precisions)
@@ -255,7 +263,7 @@ def make_search(
         raise ValueError(
             f"{', '.join(varied)} cannot be fixed: search {name} varies {', '.join(search.axes)}"
         )
-    for name, axis in search.axes.items():
-        for choice in choices_of(axis) or ():
-            TrainConfig.from_dict(search.complete(search.baseline() | {name: choice}))  # is allowed
+    for axis, values in search.axes.items():
+        for value in choices_of(values) or ():
+            TrainConfig.from_dict(search.complete(search.baseline() | {axis: value}))  # is allowed
     return search

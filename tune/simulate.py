@@ -16,8 +16,7 @@ from dcgan.store import Store
 from tune.curves import CURVES, Curves, recorded_rows, write_curves
 from tune.ledger import quiet_optuna
 from tune.plan import Plan
-from tune.question import default_grace_period
-from tune.schedulers import SCHEDULERS
+from tune.schedulers import SCHEDULERS, default_grace_period
 from tune.searches import Search
 from tune.simulation import simulate
 

@@ -5,6 +5,7 @@ import math
 import multiprocessing
 import os
 import platform
+import statistics
 import tempfile
 import threading
 import time
@@ -23,12 +24,11 @@ from dcgan.data import check_batch, default_data_dir, load_split
 from dcgan.evaluate import evaluate, load_reference, protocol
 from dcgan.models import build
 from dcgan.schema import LOCK_FILE, SEARCH_FILE
-from dcgan.state import generators_to_evaluate, new_states
+from dcgan.state import to_device
 from dcgan.store import Mirror, Store, search_store
 from tune.cluster import Cluster, check_data, check_storage, check_versions, result
 from tune.options import Options
-from tune.plan import Packing, Site
-from tune.question import wanted_search
+from tune.plan import Packing, Site, wanted_search
 from tune.searches import Search, choices_of
 
 CPU_QUOTA = Path("/sys/fs/cgroup/cpu.max")
@@ -45,8 +45,16 @@ def survey(options: Options) -> Site:
     Raises:
         ValueError: options that cannot work on these machines, or a name that is taken.
         OSError: no cluster, no data, no place for the results, or machines that differ.
+        MemoryError: a GPU has no room for a single trial.
     """
-    cluster = join(options.address) if options.address else None
+    cluster = Cluster(options.address) if options.address else None
+    if cluster:
+        check_versions(cluster)
+        if not cluster.check_ready():
+            print(
+                "waiting for a machine that trials can run on, which the cluster starts now",
+                flush=True,
+            )
     name = options.resume or options.name or f"{options.search}-{datetime.now():%Y%m%d-%H%M%S}"
     store = search_store(options.storage, name, several=bool(cluster and cluster.several))
     if not options.resume:
@@ -63,28 +71,10 @@ def survey(options: Options) -> Site:
     return dataclasses.replace(site, store=store)
 
 
-def join(address: str) -> Cluster:
-    """The cluster, whose machines agree with this one; says so if trials have to wait for one.
-
-    Raises:
-        ValueError, OSError: there is none, its machines differ, or none can run a trial.
-    """
-    cluster = Cluster(address)
-    check_versions(cluster)
-    if not cluster.check_ready():
-        print(
-            "waiting for a machine that trials can run on, which the cluster starts now", flush=True
-        )
-    return cluster
-
-
 def check_free(store: Store) -> None:
     """Refuses a place that holds something.
 
     What is left of a search that was killed as it began, a folder without a record, is nothing.
-
-    Raises:
-        ValueError: it does.
     """
     if isinstance(store, Mirror):
         taken = store.has(SEARCH_FILE)
@@ -99,11 +89,7 @@ def check_free(store: Store) -> None:
 
 
 def check_writable(store: Store) -> None:
-    """Refuses a storage folder that cannot be written.
-
-    Raises:
-        OSError: it cannot.
-    """
+    """Refuses a storage folder that cannot be written."""
     storage = store.folder.parent
     try:
         storage.mkdir(parents=True, exist_ok=True)
@@ -119,9 +105,6 @@ def examine_cluster(options: Options, data_dir: Path | None, cluster: Cluster) -
     """What a cluster can do: all its CPUs and GPUs, and what one machine where trials run found.
 
     To measure how many trials share a GPU, that is the machine with the smallest.
-
-    Raises:
-        ValueError, OSError, MemoryError: as `examine`.
     """
     if options.share is None and cluster.gpus:
         cluster.run_on_worker(smallest_gpu_bytes)  # waits until a machine with a GPU has started
@@ -152,60 +135,46 @@ def smallest_gpu_bytes() -> int:
 
 
 def examine(options: Options, data_dir: Path | None) -> Site:
-    """What this machine can do; called where trials run.
-
-    Raises:
-        ValueError: options that cannot work here.
-        OSError: the data cannot be had.
-        MemoryError: a GPU has no room for a single trial.
-    """
+    """What this machine can do; called where trials run."""
     device = precision.default_device()
     precisions = precision.usable(device)
     search = wanted_search(options, device.type, precisions)
     check_trials(search, data_dir, device)
-    site = Site(
+    cpus, gpus = usable_cpus(), torch.cuda.device_count() if device.type == "cuda" else 0
+    conditions, cost, packing = {}, None, None
+    if not options.resume:
+        reference = load_reference(search.base.source(data_dir, device), "validation")
+        conditions = protocol(reference)
+        if options.estimate:
+            cost = seconds_per_epoch(search, options, data_dir, device)
+    if options.share is None and gpus:
+        lanes = replicate(largest(search), options.replicas)
+        packing = measure_packing(lanes, data_dir, device, max(1, cpus // gpus))
+    packages = {package: version(package) for package in ("torch", "ray", "optuna")}
+    return Site(
         store=Store(Path()),  # the driver's
         device=device.type,
         precisions=precisions,
-        cpus=usable_cpus(),
-        gpus=torch.cuda.device_count() if device.type == "cuda" else 0,
+        cpus=cpus,
+        gpus=gpus,
         data_dir=data_dir,
+        packing=packing,
+        seconds_per_epoch=cost,
         warning=precision.absurdly_slow(search.base.precision, device) or "",
-        versions=versions(),
+        protocol=conditions,
+        versions={"python": platform.python_version(), **packages},
         platform=platform.platform(),
     )
-    if not options.resume:
-        reference = load_reference(search.base.source(data_dir, device), "validation")
-        site = dataclasses.replace(site, protocol=protocol(reference))
-    if options.estimate and not options.resume:
-        seconds = seconds_per_epoch(search, options, data_dir, device)
-        site = dataclasses.replace(site, seconds_per_epoch=seconds)
-    if options.share is None and device.type == "cuda":
-        lanes = replicate(largest(search), options.replicas)
-        cpus = max(1, site.cpus // site.gpus)
-        site = dataclasses.replace(site, packing=measure_packing(lanes, data_dir, device, cpus))
-    return site
 
 
 def check_trials(search: Search, data_dir: Path | None, device: torch.device) -> None:
-    """Finds what would make every trial fail.
-
-    Raises:
-        ValueError: precision or batch size cannot work.
-        OSError: the data cannot be had.
-    """
+    """Refuses data, a precision or a batch size with which every trial would fail."""
     if reason := precision.unsupported(search.base.precision, device):
         raise ValueError(reason)
     sizes = [search.base.batch_size]
     if axis := search.axes.get("batch_size"):
         sizes += choices_of(axis) or []
     check_batch(max(sizes), search.base.source(data_dir, device))
-
-
-def versions() -> dict[str, str]:
-    """Versions of Python and of the packages on which a search's course depends."""
-    packages = {package: version(package) for package in ("torch", "ray", "optuna")}
-    return {"python": platform.python_version(), **packages}
 
 
 def usable_cpus() -> int:
@@ -233,20 +202,24 @@ def seconds_per_epoch(
     study = optuna.create_study(sampler=optuna.samplers.RandomSampler(seed=options.seed))
     count = SAMPLED_CONFIGS if search.axes else 1
     configs = [TrainConfig.from_dict(search(study.ask())) for _ in range(count)]
-    source = configs[0].source(data_dir, device)
-    reference = load_reference(source, "validation")
-    (generator,) = generators_to_evaluate(new_states(configs[:1], device)[0])
-    start = time.perf_counter()
-    evaluate(generator, configs[0], reference)  # ends with numbers, for which it waits
-    evaluating = time.perf_counter() - start
+    evaluating = seconds_to_evaluate(configs[0], data_dir, device)
+    images = len(load_split(search.base.source(data_dir, device), "train").images)
     training = []
     for config in configs:
         timed = dataclasses.replace(config, batch_size=min(TIMED_BATCH, config.batch_size))
         lanes = replicate(timed, options.replicas)
-        images = len(lanes) * len(load_split(config.source(data_dir, device), "train").images)
-        training.append(images / speed(lanes, data_dir, device))
+        training.append(len(lanes) * images / speed(lanes, data_dir, device))
     torch.set_num_threads(threads)
-    return evaluating * options.replicas + sum(training) / len(training)
+    return evaluating * options.replicas + statistics.fmean(training)
+
+
+def seconds_to_evaluate(config: TrainConfig, data_dir: Path | None, device: torch.device) -> float:
+    """The measured time of evaluating an untrained generator."""
+    reference = load_reference(config.source(data_dir, device), "validation")
+    generator = to_device(build([config])[0], device)
+    start = time.perf_counter()
+    evaluate(generator, config, reference)  # ends with numbers, for which it waits
+    return time.perf_counter() - start
 
 
 def largest(search: Search) -> TrainConfig:
@@ -263,18 +236,14 @@ def measure_packing(
     lanes: list[TrainConfig], data_dir: Path | None, device: torch.device, cpus: int
 ) -> Packing:
     """Measures how many of a search's largest trials share a GPU: one alone gives the memory; as
-    many as fit, side by side, show whether they train more images than one.
-
-    Args:
-        lanes: of the trial.
-        cpus: processes that this machine feeds for each GPU, at most.
+    many as fit, and as `cpus` feed, side by side, show whether they train more images than one.
 
     Raises:
         MemoryError: not even one trial fits.
     """
     gpu_bytes = torch.cuda.mem_get_info(device)[0]
     speed_alone, trial_bytes = measure(lanes, data_dir, device, 1)
-    probed, speed_of_all = max(1, min(cpus, int(USABLE * gpu_bytes / trial_bytes))), 0.0
+    probed, speed_of_all = max(1, min(cpus, int(USABLE * gpu_bytes / trial_bytes))), speed_alone
     while probed > 1:
         try:
             speed_of_all, _ = measure(lanes, data_dir, device, probed)
@@ -287,7 +256,7 @@ def measure_packing(
         trial_bytes=trial_bytes,
         gpu_bytes=gpu_bytes,
         probed=probed,
-        speed=speed_of_all or speed_alone,
+        speed=speed_of_all,
         speed_alone=speed_alone,
     )
 
@@ -306,9 +275,8 @@ def measure(
         barrier = manager.Barrier(processes)
         runs = [pool.submit(probe, lanes, data_dir, device, barrier) for _ in range(processes)]
         errors = [error for run in runs if (error := run.exception())]
-        # first what went wrong, then the barriers that this broke
-        for error in sorted(errors, key=lambda e: isinstance(e, threading.BrokenBarrierError)):
-            raise error
+        if errors:  # what went wrong comes before the barriers that this broke
+            raise min(errors, key=lambda error: isinstance(error, threading.BrokenBarrierError))
         speeds, sizes = zip(*(run.result() for run in runs), strict=True)
     return sum(speeds), max(sizes)
 
@@ -325,9 +293,7 @@ def probe(
         with memory.explained(lanes, device):
             groups = ours(lanes, data_dir, device)
             seconds(groups, WARM_UP, device)
-            reference = load_reference(lanes[0].source(data_dir, device), "validation")
-            generator, _ = build(lanes[:1])
-            evaluate(generator.to(device), lanes[0], reference)  # takes memory, too
+            seconds_to_evaluate(lanes[0], data_dir, device)  # takes memory, too
         barrier.wait()
         batches, taken = 0, 0.0
         while taken < PROBE_SECONDS:

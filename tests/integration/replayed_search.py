@@ -36,8 +36,8 @@ from dcgan.store import Store
 from tune.ledger import open_ledger
 from tune.plan import Plan
 from tune.progress import Progress
-from tune.question import default_grace_period
 from tune.runner import Faults, quiet_ray, tuner
+from tune.schedulers import default_grace_period
 from tune.searches import Point
 from tune.simulate import make_plan
 from tune.study import StudySearch

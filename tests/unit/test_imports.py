@@ -22,7 +22,7 @@ CORE = {
         *("checkpoint", "metrics", "yardstick", "evaluate"),
     },
     "tune": {
-        *("searches", "options", "question", "plan", "schedulers", "asha", "ledger", "study"),
+        *("searches", "options", "plan", "schedulers", "asha", "ledger", "study"),
         "trainable",
         *("runner", "stop"),
     },

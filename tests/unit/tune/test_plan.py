@@ -17,10 +17,18 @@ from dcgan.store import Mirror, Store
 from tune.describe import record
 from tune.ledger import open_ledger, running
 from tune.options import SAMPLERS, VERSION, Options, from_flags, make_parser
-from tune.plan import Packing, Plan, Site, make_plan, quoted, resources
-from tune.question import default_grace_period, describe_axis, first_points, wanted_search
-from tune.schedulers import SCHEDULERS
-from tune.searches import PRESETS, SEARCHES
+from tune.plan import (
+    Packing,
+    Plan,
+    Site,
+    first_points,
+    make_plan,
+    quoted,
+    resources,
+    wanted_search,
+)
+from tune.schedulers import SCHEDULERS, default_grace_period
+from tune.searches import PRESETS, SEARCHES, describe_axis
 
 BASELINE = {"generator_lr": 2e-4, "batch_size": 64, "optimizer": "adam"}
 GIB = 2**30

@@ -162,11 +162,6 @@ def test_every_sampled_value_reaches_optimizer_model_or_loader() -> None:
 @pytest.mark.parametrize(
     ("name", "settings", "message"),
     [
-        (
-            "hparam",
-            {},
-            "search is 'hparam'; allowed: baseline, hparams, architecture, precision, joint",
-        ),
         ("hparams", {"generatr_lr": 1e-3}, "unknown config key 'generatr_lr'"),
         ("hparams", {"image_size": 30}, "image_size is 30; allowed is a multiple of 4"),
         ("hparams", {"batch_size": 64}, "batch_size cannot be fixed: search hparams varies"),

@@ -16,8 +16,7 @@ from dcgan.schema import LOCK_FILE, SEARCH_FILE
 from dcgan.store import Mirror, Store
 from tune import site
 from tune.options import Options, from_flags, make_parser
-from tune.plan import Node, Packing, make_plan
-from tune.question import wanted_search
+from tune.plan import Node, Packing, make_plan, wanted_search
 from tune.searches import Search
 from tune.site import (
     check_free,
