@@ -1,19 +1,50 @@
 """What the command lines of this room share."""
 
 import argparse
+import json
+import sys
 from collections.abc import Callable
+from pathlib import Path
+from typing import Any
 
 import pandas as pd
 
+RUN_HELP = (
+    "the folder of a search, such as runs/hparams-20261122-193000, or its URI (s3://…; only read)"
+)
 
-def run(parser: argparse.ArgumentParser, answer: Callable[[argparse.Namespace], str]) -> None:
-    """Prints the answer to the command line; an error that a user can cause takes one line and exit
-    code 2."""
+
+def run(
+    parser: argparse.ArgumentParser, answer: Callable[[argparse.Namespace], tuple[str, Any]]
+) -> None:
+    """Prints the answer to the command line, its text or, with `--json`, its data; an error that a
+    user can cause takes one line and exit code 2."""
+    parser.add_argument("--json", action="store_true", help="print the data as JSON")
     args = parser.parse_args()
     try:
-        print(answer(args))
+        text, data = answer(args)
     except (OSError, ValueError, ImportError) as error:
         parser.exit(2, f"{parser.prog}: error: {' '.join(str(error).split())}\n")
+    print(json.dumps(data, indent=2) if args.json else text)
+
+
+def records(table: pd.DataFrame) -> list[dict[str, Any]]:
+    """The rows of a table as plain JSON values; what is missing is null."""
+    return list(json.loads(table.to_json(orient="records")))
+
+
+def keep(path: Path, content: str) -> None:
+    """Writes a file of an answer; where that cannot be, a line says so, and the answer is printed
+    nevertheless."""
+    try:
+        path.write_text(content, encoding="utf-8")
+    except OSError as error:
+        print(f"{path} is not written: {error.strerror}", file=sys.stderr)
+
+
+def rounded(value: float) -> str:
+    """A score without digits that another seed would change: two that count."""
+    return f"{value:.0f}" if abs(value) >= 10 else f"{value:#.2g}"
 
 
 def spread(value: float, low: float, high: float, sign: str = "") -> str:
