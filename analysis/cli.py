@@ -42,12 +42,14 @@ def keep(path: Path, content: str) -> None:
         print(f"{path} is not written: {error.strerror}", file=sys.stderr)
 
 
-def rounded(value: float) -> str:
+def rounded(value: float, sign: str = "") -> str:
     """A score without digits that another seed would change: two that count."""
-    return f"{value:.0f}" if abs(value) >= 10 else f"{value:#.2g}"
+    if pd.isna(value):
+        return ""
+    return f"{value:{sign}.0f}" if abs(value) >= 10 else f"{value:{sign}.1f}"
 
 
 def spread(value: float, low: float, high: float, sign: str = "") -> str:
-    """A value and its interval, such as `12.31 [11.70, 12.92]`, or as much of it as is known."""
-    interval = f" [{low:{sign}.2f}, {high:{sign}.2f}]" if pd.notna(low) else ""
-    return f"{value:{sign}.2f}{interval}" if pd.notna(value) else ""
+    """A score and its interval, such as `12 [9.7, 14]`, or as much of it as is known."""
+    interval = f" [{rounded(low, sign)}, {rounded(high, sign)}]" if pd.notna(low) else ""
+    return f"{rounded(value, sign)}{interval}"

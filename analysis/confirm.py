@@ -2,22 +2,23 @@
 
 A search reports the best of many noisy values, which flatters. The confirm stage trains its
 candidates and the original study's baseline anew, with the same fresh seeds each, and scores them
-on validation and test: here are their means, Student's t intervals (95 %), and paired differences,
-seed by seed.
+on validation and test: their means, and their differences, seed by seed.
 """
 
 import argparse
 import itertools
+import math
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pandas as pd
-from scipy import stats
+from scipy.stats import t as student
 
 from analysis import cli
-from analysis.load import RESULTS, load_trials, read_json, read_search
-from analysis.tables import conditions, read_or_write
+from analysis.load import RESULTS, load_trials, local, read_json, read_search
+from analysis.stats import Interval, compare_blocks, mean_interval
+from analysis.tables import best_epochs, conditions
 from dcgan.schema import CONFIRM_FOLDER, METRIC, SEARCH_FILE, TEST_FILE, trial_name
 
 VALIDATION, TEST = f"validation_{METRIC}", f"test_{METRIC}"
@@ -37,30 +38,24 @@ def load_confirm(run: Path) -> pd.DataFrame:
     search = read_search(folder)
     if not search.get("candidates") or not search.get("seeds"):
         raise FileNotFoundError(
-            f"no confirm stage in {run}: expected {CONFIRM_FOLDER}/{SEARCH_FILE} with candidates and "
-            "seeds"
+            f"no confirm stage in {run}: expected {CONFIRM_FOLDER}/{SEARCH_FILE} with candidates "
+            f"and seeds"
         )
-    best = load_trials(folder).sort_values(METRIC).drop_duplicates("trial").set_index("trial")
+    best = best_epochs(load_trials(folder)).set_index("trial")
+    runs = itertools.product(enumerate(search["candidates"]), search["seeds"])
     rows: list[dict[str, Any]] = []
-    for number, (candidate, seed) in enumerate(
-        itertools.product(enumerate(search["candidates"]), search["seeds"])
-    ):
-        index, known = candidate
+    for number, ((index, candidate), seed) in enumerate(runs):
         name = trial_name(number)
         row = {
             "candidate": index,
-            "trial": known["trial"] or "baseline",
-            "baseline": known.get("baseline", False),
-        }
-        row |= {
-            "estimate": known["estimate"],
+            "trial": candidate["trial"] or "baseline",
+            "baseline": candidate.get("baseline", False),
+            "estimate": candidate["estimate"],
             "seed": seed,
-            "status": "missing",
-            VALIDATION: None,
-            TEST: None,
+            "status": best.at[name, "status"] if name in best.index else "missing",
+            VALIDATION: math.nan,
+            TEST: math.nan,
         }
-        if name in best.index:
-            row["status"] = best.at[name, "status"]
         if row["status"] == "finished":
             row[VALIDATION] = best.at[name, METRIC]
             test = read_json(folder / name / TEST_FILE)
@@ -69,161 +64,191 @@ def load_confirm(run: Path) -> pd.DataFrame:
     return pd.DataFrame(rows).astype(dict.fromkeys(("estimate", VALIDATION, TEST), float))
 
 
-def mean_interval(values: pd.Series) -> tuple[float, float, float, int]:
-    """Mean, both ends of its 95 % t interval, and n; NaN where n is too small for them."""
-    n = int(values.count())
-    half = stats.t.ppf(0.975, n - 1) * values.sem()
-    return values.mean(), values.mean() - half, values.mean() + half, n
-
-
 def summarize(frame: pd.DataFrame) -> pd.DataFrame:
     """One row per candidate, in the order of the frame, which `load_confirm` gives.
 
-    Columns: `rank` by the search, `trial`, `baseline`, `estimate`; `validation`, `test`,
-    `difference` (from the baseline on test, paired) and `behind` (from the best on validation, on
-    test, paired), each with `_low`, `_high`, `_n`; `optimism`, the confirmed validation mean minus
-    the estimate; `failed` and `missing` runs.
+    Columns: `rank` by the search, `trial`, `baseline`, `estimate`; the means `validation` and
+    `test`; on test, seed by seed, the `difference` from the baseline, and `behind`, that from the
+    best candidate on test; each of the four with `_low`, `_high` and `_n`. The intervals of all
+    differences from the baseline hold at once, and so do those from the best. `optimism` is the
+    confirmed validation mean minus the estimate; `failed` and `missing` count runs.
     """
     heads = frame.drop_duplicates("candidate").set_index("candidate")
-    validation = frame.pivot(
-        index="seed", columns="candidate", values=VALIDATION
-    )  # (seeds, candidates)
-    test = frame.pivot(index="seed", columns="candidate", values=TEST)
-    references = {
-        "difference": heads.index[heads["baseline"]],
-        "behind": validation.mean().dropna().sort_values().index[:1],
-    }
+    by_seed = frame.set_index(["seed", "candidate"])
+    validation = by_seed[VALIDATION].unstack()  # (seeds, candidates)
+    test = by_seed[TEST].unstack()
+    whole = test.dropna(how="all", axis=1).dropna()
+    behind = dict(zip(whole.columns, compare_blocks(whole), strict=True))
+    baseline = heads.index[heads["baseline"]]
     rows = []
     for candidate, head in heads.iterrows():
-        samples = {"validation": validation[candidate], "test": test[candidate]}
-        for name, others in references.items():
-            other = next((test[other] for other in others if other != candidate), np.nan)
-            samples[name] = test[candidate] - other
-        row = {"trial": head["trial"], "baseline": head["baseline"], "estimate": head["estimate"]}
-        for name, values in samples.items():
-            row |= zip(
-                (name, f"{name}_low", f"{name}_high", f"{name}_n"),
-                mean_interval(values),
-                strict=True,
-            )
         statuses = frame.loc[frame["candidate"] == candidate, "status"]
-        failed = int((statuses == "failed").sum())
-        rows.append(row | {"failed": failed, "missing": len(statuses) - row["test_n"] - failed})
+        row: dict[str, Any] = {name: head[name] for name in ("trial", "baseline", "estimate")}
+        row |= columns_of("validation", mean_interval(validation[candidate]))
+        row |= columns_of("test", mean_interval(test[candidate]))
+        differences = pd.Series(dtype=float)
+        if len(baseline) and candidate != baseline[0]:
+            differences = test[candidate] - test[baseline[0]]
+        others = len(heads) - 1
+        row |= columns_of("difference", mean_interval(differences, family=max(others, 1)))
+        nothing = mean_interval([])
+        found = behind[candidate].difference if candidate in behind else nothing
+        row |= columns_of("behind", found)
+        row["failed"] = int((statuses == "failed").sum())
+        row["missing"] = len(statuses) - row["test_n"] - row["failed"]
+        rows.append(row)
     summary = pd.DataFrame(rows, index=heads.index)
     summary.insert(0, "rank", summary["estimate"].rank(method="min").astype("Int64"))
     return summary.assign(optimism=summary["validation"] - summary["estimate"])
 
 
-def verdict(summary: pd.DataFrame) -> list[str]:
-    """What the summary says, in sentences."""
-    known = summary.dropna(subset="validation").sort_values("validation")
+def columns_of(name: str, interval: Interval) -> dict[str, float]:
+    """An interval as columns of a row."""
+    value, low, high, n = interval
+    return {name: value, f"{name}_low": low, f"{name}_high": high, f"{name}_n": n}
+
+
+def interval_of(row: pd.Series, name: str) -> Interval:
+    """An interval of a row of `summarize`."""
+    return Interval(*(row[f"{name}{end}"] for end in ("", "_low", "_high", "_n")))
+
+
+def sentences(frame: pd.DataFrame, summary: pd.DataFrame) -> list[str]:
+    """What the confirm stage says.
+
+    Args:
+        frame: as `load_confirm` gives it.
+        summary: as `summarize` gives it.
+    """
+    known = summary.dropna(subset="validation")
     if known.empty:
         return ["No run of the confirm stage has finished."]
     ranked = summary.dropna(subset="estimate").sort_values("rank")
-    picks = list(dict.fromkeys([*ranked.index[:1], known.index[0]]))
-    late = (
-        ""
-        if picks == [known.index[0]]
-        else " (picked on these seeds, so flattered a little itself)"
-    )
-    sentences = [_estimate(summary.loc[index]) for index in ranked.index[:1]]
-    if len(both := known.dropna(subset="estimate")) > 1:
-        tau = stats.kendalltau(both["estimate"], both["validation"]).statistic
-        sentences.append(
-            f"Ranking held: {'yes' if np.isclose(tau, 1) else 'no'}; Kendall's tau between the search's order and the "
-            f"confirmed order of {len(both)} candidates is {tau:.2f}, and the confirmed best is {_name(known.iloc[0])}{late}."
+    said = [about_estimate(row) for _, row in ranked[:1].iterrows()]
+    said += [about_gain(row) for _, row in ranked[:1].iterrows() if row["difference_n"]]
+    tied = known[(known["behind"] > 0) & ~(known["behind_low"] > 0)]
+    if len(tied):
+        best = known.sort_values("behind").iloc[0]
+        names = " and ".join(map(name_of, tied.to_dict("records")))
+        said.append(
+            f"The best on test is {name_of(best)}; these seeds do not tell it from {names}."
         )
-    sentences += [_gain(summary.loc[index]) for index in picks if summary.at[index, "difference_n"]]
-    if (
-        len(known) > 1 and known.iloc[1]["behind_n"] and not known.iloc[1]["baseline"]
-    ):  # else said already
-        sentences.append(_gap(known.iloc[0], known.iloc[1]))
+    said += about_noise(frame)
     failed, missing = summary["failed"].sum(), summary["missing"].sum()
     if failed or missing:
-        sentences.append(
-            f"Of the runs, {failed} failed and {missing} are missing: the means are over the others."
+        said.append(
+            f"Of the runs, {failed} failed and {missing} are missing: means are over the others."
         )
-    return sentences
+    return said
 
 
-def _name(row: pd.Series) -> str:
-    return f"{row['trial']} (baseline)" if row["baseline"] else str(row["trial"])
+def name_of(row: Any) -> str:
+    """A candidate as a person reads it."""
+    if row["baseline"] and row["trial"] != "baseline":
+        return f"{row['trial']} (baseline)"
+    return str(row["trial"])
 
 
-def _spread(row: pd.Series, name: str, sign: str = "") -> str:
-    return cli.spread(row[name], row[f"{name}_low"], row[f"{name}_high"], sign)
-
-
-def _estimate(row: pd.Series) -> str:
-    estimated = f"The search's best, {_name(row)}, was estimated at {row['estimate']:.2f}"
-    if not row["validation_n"]:
+def about_estimate(row: pd.Series) -> str:
+    """How the search's estimate of its best held."""
+    estimated = (
+        f"The search's best, {name_of(row)}, was estimated at {cli.rounded(row['estimate'])}"
+    )
+    validation = interval_of(row, "validation")
+    if not validation.n:
         return f"{estimated} and is not confirmed: none of its runs has finished."
+    text = (
+        f"{estimated} and is confirmed at {cli.spread(*validation[:3])} on validation "
+        f"(n = {validation.n} fresh seeds), {cli.spread(*interval_of(row, 'test')[:3])} on test"
+    )
     percent = 100 * row["optimism"] / row["validation"]
-    return (
-        f"{estimated} and is confirmed at {_spread(row, 'validation')} on validation (n = {row['validation_n']} fresh seeds), "
-        f"{_spread(row, 'test')} on test: the estimate was {abs(percent):.0f} % too {'good' if percent > 0 else 'bad'}."
+    if validation.excludes(row["estimate"]):
+        text += f": the estimate was {abs(percent):.0f} % too {'good' if percent > 0 else 'bad'}"
+    return f"{text}."
+
+
+def about_gain(row: pd.Series) -> str:
+    """How a candidate compares with the baseline."""
+    gain = interval_of(row, "difference")
+    text = (
+        f"{name_of(row)} minus the baseline: {cli.spread(*gain[:3], '+')} {METRIC} on test "
+        f"(seed by seed, n = {gain.n})"
     )
+    if gain.n < 2:
+        return f"{text}; one pair of runs gives no interval."
+    if not gain.excludes(0):
+        return f"{text}; the interval includes 0, so {gain.n} seeds do not tell them apart."
+    return f"{text}; it is {'better' if gain.value < 0 else 'worse'}."
 
 
-def _gain(row: pd.Series) -> str:
-    sign = -1 if row["difference"] < 0 else 1
-    ends = sorted((sign * row["difference_low"], sign * row["difference_high"]))
-    return (
-        f"{_name(row)} is {'better' if sign < 0 else 'worse'} than the baseline by {cli.spread(abs(row['difference']), *ends)} "
-        f"{METRIC} on test (paired, n = {row['difference_n']}): {_zero(row, 'difference')}."
-    )
-
-
-def _gap(best: pd.Series, second: pd.Series) -> str:
-    return (
-        f"{_name(best)} and {_name(second)} are the best two on validation; on test the second is behind by "
-        f"{_spread(second, 'behind')} (paired, n = {second['behind_n']}): {_zero(second, 'behind')}."
-    )
-
-
-def _zero(row: pd.Series, name: str) -> str:
-    low, high, n = (row[f"{name}_{end}"] for end in ("low", "high", "n"))
-    if n < 2:
-        return "one pair of runs gives no interval"
-    return (
-        "the interval excludes 0"
-        if low > 0 or high < 0
-        else f"the interval includes 0, so not told apart at {n} seeds"
-    )
+def about_noise(frame: pd.DataFrame) -> list[str]:
+    """How far apart two trials of one seed each must be, by what another seed does to the same
+    settings; nothing where no setting has two runs."""
+    deviations = np.log(frame[VALIDATION].where(frame[VALIDATION] > 0))
+    by_candidate = deviations.groupby(frame["candidate"])
+    freedom = int((by_candidate.count() - 1).clip(lower=0).sum())
+    if not freedom:
+        return []
+    squares = ((deviations - by_candidate.transform("mean")) ** 2).sum()
+    spread = math.sqrt(squares / freedom)
+    apart = student.isf(0.025, freedom) * spread * math.sqrt(2)
+    return [
+        f"Another seed changes {METRIC} by {100 * spread:.0f} % (standard deviation, {freedom} "
+        f"degrees of freedom): two trials of one seed each are told apart from "
+        f"{100 * math.expm1(apart):.0f} % on."
+    ]
 
 
 def write(run: Path) -> tuple[pd.DataFrame, str]:
     """Summarizes a search's confirm stage, writes `confirm.csv` and `confirm.md` beside the search,
-    returns both forms."""
+    returns the summary and its text."""
     frame = load_confirm(run)
     summary = summarize(frame)
-    columns = {
-        "rank": summary["rank"].astype("string").fillna(""),
-        "trial": summary.apply(_name, axis=1),
-        "estimate": summary["estimate"].map(lambda value: cli.spread(value, np.nan, np.nan)),
-        **{name: summary.apply(_spread, axis=1, args=(name,)) for name in ("validation", "test")},
-        "n": summary["test_n"].astype(str),
-        "against baseline": summary.apply(_spread, axis=1, args=("difference", "+")),
-        "optimism": summary["optimism"].map(lambda value: cli.spread(value, np.nan, np.nan, "+")),
-    }
-    text = pd.DataFrame(columns)
-    said = "\n".join(f"- {sentence}" for sentence in verdict(summary))
+    text = as_text(summary)
+    said = "\n".join(f"- {sentence}" for sentence in sentences(frame, summary))
     said += f"\n\n{conditions(load_trials(run / CONFIRM_FOLDER), frame['seed'].nunique())}"
-    summary.to_csv(run / "confirm.csv", index=False)
+    cli.keep(run / "confirm.csv", summary.to_csv(index=False))
     markdown = text.to_markdown(index=False, disable_numparse=True)
-    (run / "confirm.md").write_text(f"{markdown}\n\n{said}\n", encoding="utf-8")
+    cli.keep(run / "confirm.md", f"{markdown}\n\n{said}\n")
     shown = text.to_markdown(index=False, tablefmt="simple", disable_numparse=True)
     return summary, f"{shown}\n\n{said}"
+
+
+def as_text(summary: pd.DataFrame) -> pd.DataFrame:
+    """The summary's cells as short strings."""
+
+    def spreads(name: str, sign: str = "") -> list[str]:
+        rows = [interval_of(row, name) for _, row in summary.iterrows()]
+        return [cli.spread(*row[:3], sign) for row in rows]
+
+    return pd.DataFrame(
+        {
+            "rank": summary["rank"].astype("string").fillna(""),
+            "trial": [name_of(row) for row in summary.to_dict("records")],
+            "estimate": [cli.rounded(value) for value in summary["estimate"]],
+            "validation": spreads("validation"),
+            "test": spreads("test"),
+            "n": summary["test_n"].astype(str),
+            "minus baseline": spreads("difference", "+"),
+        }
+    )
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(
         prog="python -m analysis.confirm",
-        description="Tell what the confirm stage of a search found; also writes confirm.csv and confirm.md there.",
+        description="Print what the confirm stage of a search found; also writes confirm.csv and "
+        "confirm.md there.",
     )
-    what = "the folder of a search whose candidates were trained anew, in RUN/confirm, or its URI (s3://…; only read)"
-    parser.add_argument("run", help=what)
-    cli.run(parser, lambda args: read_or_write(args.run, write, whole=True))
+    parser.add_argument("run", help=cli.RUN_HELP)
+    cli.run(parser, show)
+
+
+def show(args: argparse.Namespace) -> tuple[str, Any]:
+    """The text of the command's answer, and its data."""
+    with local(args.run, whole=True) as folder:
+        summary, text = write(folder)
+    return text, cli.records(summary)
 
 
 if __name__ == "__main__":

@@ -42,15 +42,21 @@ def known(values: ArrayLike) -> Array:
     return np.asarray(pd.Series(values).dropna(), dtype=np.float64)
 
 
-def mean_interval(values: ArrayLike) -> Interval:
-    """Mean and Student's t interval. Of paired differences it is the paired t interval."""
+def mean_interval(values: ArrayLike, family: int = 1) -> Interval:
+    """Mean and Student's t interval. Of paired differences it is the paired t interval.
+
+    Args:
+        values: (n,); missing ones are left out.
+        family: how many such intervals have to cover at once (Bonferroni).
+    """
     x = known(values)
     if len(x) == 0:
         return NOTHING
     mean = float(x.mean())
     if len(x) == 1:
         return Interval(mean, math.nan, math.nan, 1)
-    half = float(stats.t.ppf((1 + LEVEL) / 2, len(x) - 1) * stats.sem(x))
+    tail = (1 - LEVEL) / 2 / family
+    half = float(stats.t.isf(tail, len(x) - 1) * stats.sem(x))
     return Interval(mean, mean - half, mean + half, len(x))
 
 
@@ -86,14 +92,14 @@ class Comparison(NamedTuple):
     is that of the level."""
 
 
-def welch(x: ArrayLike, y: ArrayLike, pairs: int = 1) -> Interval:
+def welch(x: ArrayLike, y: ArrayLike, family: int = 1) -> Interval:
     """The difference of the means of two independent samples, x - y, which need not have equal
     variances (Welch 1947).
 
     Args:
         x: (n,).
         y: (m,).
-        pairs: how many such differences the intervals have to cover at once (Bonferroni).
+        family: how many such intervals have to cover at once (Bonferroni).
     """
     a, b = known(x), known(y)
     difference = (float(a.mean()) if len(a) else math.nan) - (
@@ -103,7 +109,7 @@ def welch(x: ArrayLike, y: ArrayLike, pairs: int = 1) -> Interval:
     if n < 2:
         return Interval(difference, math.nan, math.nan, n)
     test = stats.ttest_ind(a, b, equal_var=False)
-    ends = test.confidence_interval(1 - (1 - LEVEL) / pairs)
+    ends = test.confidence_interval(1 - (1 - LEVEL) / family)
     return Interval(difference, float(ends.low), float(ends.high), n)
 
 
