@@ -2,6 +2,7 @@
 
 import argparse
 import json
+import os
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -25,7 +26,10 @@ def run(
         text, data = answer(args)
     except (OSError, ValueError, ImportError) as error:
         parser.exit(2, f"{parser.prog}: error: {' '.join(str(error).split())}\n")
-    print(json.dumps(data, indent=2) if args.json else text)
+    try:
+        print(json.dumps(data, indent=2) if args.json else text, flush=True)
+    except BrokenPipeError:  # its reader, such as head, has seen enough
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 
 def records(table: pd.DataFrame) -> list[dict[str, Any]]:

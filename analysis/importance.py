@@ -1,25 +1,29 @@
-"""Which settings mattered? Importances by Optuna's evaluators, of the finished trials of a
-search."""
+"""Which settings mattered? Importances by Optuna's PED-ANOVA, of the finished trials of a search."""
 
-import importlib.util
+import argparse
 import math
 import sqlite3
 import warnings
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
+import numpy as np
 import pandas as pd
 
+from analysis import cli
 from analysis.load import local, read_search
+from analysis.tables import goals_of
 from dcgan.schema import METRIC, STUDY_FILE
 
 if TYPE_CHECKING:
-    from optuna.importance import BaseImportanceEvaluator
     from optuna.study import Study
+    from optuna.trial import FrozenTrial
 
-LEAST_TRIALS = 11
-"""With fewer, the best tenth, which PED-ANOVA compares with all, is a single trial."""
+LEAST_TRIALS = 30
+"""With fewer finished trials, chance puts the wrong setting first too often: of five settings, the
+only one that mattered came first in 28 % of searches of 11 trials (docs/log.md)."""
+RESAMPLES = 40
 
 
 def importance(run: str | Path, metric: str = METRIC) -> pd.DataFrame:
@@ -29,11 +33,11 @@ def importance(run: str | Path, metric: str = METRIC) -> pd.DataFrame:
         run: a search's folder, or its URI (see `analysis.load.load_trials`).
         metric: an objective of the search.
 
-    Columns: `setting`; `ped_anova`, how much its distribution among the best tenth differs from
-    that among all (Watanabe et al. 2023, arXiv 2304.10255); `fanova`, its share of the variance
-    that a random forest finds (Hutter et al. 2014), missing without scikit-learn; `n` finished
-    trials. Each adds up to 1, and is missing where n < `LEAST_TRIALS`. Stopped trials are not
-    counted: this is of what the scheduler let pass.
+    Columns: `setting`; `importance`, how much the setting's distribution among the best tenth
+    differs from that among all (PED-ANOVA, Watanabe et al. 2023, arXiv 2304.10255; adds up to 1),
+    with `low` and `high`, between which lie 95 % of resamples of the trials; `n` finished trials.
+    Importances are missing where n < `LEAST_TRIALS`. Stopped trials are not counted: this is of
+    what the scheduler let pass.
 
     Raises:
         FileNotFoundError: there is no study.
@@ -44,18 +48,35 @@ def importance(run: str | Path, metric: str = METRIC) -> pd.DataFrame:
             raise FileNotFoundError(
                 f"no study at {run}: expected the folder of a search, with {STUDY_FILE} in it"
             )
-        goals = read_search(folder).get("objectives") or [{"column": METRIC, "mode": "min"}]
-        names = [goal["column"] for goal in goals]
-        if metric not in names:
+        goals = goals_of(read_search(folder))
+        columns = [column for column, _ in goals]
+        if metric not in columns:
             raise ValueError(
-                f"metric is {metric!r}; allowed: the objectives of the search, {', '.join(names)}"
+                f"metric is {metric!r}; allowed: the objectives of the search, {', '.join(columns)}"
             )
-        index = names.index(metric)
+        index = columns.index(metric)
         try:
             study = read_study(folder / STUDY_FILE)
         except Exception as error:  # SQLAlchemy's, by way of Optuna, of many classes
             raise ValueError(f"{run}/{STUDY_FILE} is damaged or locked: {error!r}") from error
-        return _importances(study, index, -1 if goals[index]["mode"] == "max" else 1)
+        trials = study.get_trials(deepcopy=False)
+    settings = sorted({name for trial in trials for name in trial.params})
+    finished = [trial for trial in trials if trial.state.name == "COMPLETE"]
+    table = pd.DataFrame({"setting": settings, "importance": math.nan})
+    table = table.assign(low=math.nan, high=math.nan, n=len(finished))
+    if len(finished) < LEAST_TRIALS or not settings:
+        return table
+    sign = -1 if goals[index][1] == "max" else 1
+    values = [sign * trial.values[index] for trial in finished]
+    table["importance"] = table["setting"].map(ped_anova(finished, values))
+    rng = np.random.default_rng(0)
+    drawn = []
+    for _ in range(RESAMPLES):
+        picked = rng.integers(len(finished), size=len(finished))
+        drawn.append(ped_anova([finished[i] for i in picked], [values[i] for i in picked]))
+    ends = pd.DataFrame(drawn).quantile([0.025, 0.975])
+    table["low"], table["high"] = (table["setting"].map(ends.loc[end]) for end in ends.index)
+    return table.sort_values("importance", ascending=False, kind="stable", ignore_index=True)
 
 
 def read_study(path: Path) -> "Study":
@@ -73,27 +94,46 @@ def read_study(path: Path) -> "Study":
     return study
 
 
-def _importances(study: "Study", index: int, sign: int) -> pd.DataFrame:
-    from optuna.importance import (
-        FanovaImportanceEvaluator,
-        PedAnovaImportanceEvaluator,
-        get_param_importances,
+def ped_anova(trials: list["FrozenTrial"], values: list[float]) -> dict[str, float]:
+    """PED-ANOVA's importances of trials with these values, of which less is better."""
+    import optuna
+    from optuna.importance import PedAnovaImportanceEvaluator, get_param_importances
+    from optuna.trial import create_trial
+
+    level = optuna.logging.get_verbosity()
+    optuna.logging.set_verbosity(optuna.logging.ERROR)
+    study = optuna.create_study()
+    for trial, value in zip(trials, values, strict=True):
+        distributions = trial.distributions
+        study.add_trial(create_trial(value=value, params=trial.params, distributions=distributions))
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # the evaluator is experimental
+        found = get_param_importances(study, evaluator=PedAnovaImportanceEvaluator())
+    optuna.logging.set_verbosity(level)
+    return found
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(
+        prog="python -m analysis.importance",
+        description="Print how much each searched setting mattered.",
+    )
+    parser.add_argument("run", help=cli.RUN_HELP)
+    cli.run(parser, show)
+
+
+def show(args: argparse.Namespace) -> tuple[str, Any]:
+    """The text of the command's answer, and its data."""
+    table = importance(args.run)
+    if table["importance"].isna().all():
+        n = int(table["n"].max()) if len(table) else 0
+        text = f"{n} finished trials; importances need at least {LEAST_TRIALS}"
+        return text, cli.records(table)
+    text = table.round(2).to_markdown(index=False, tablefmt="simple")
+    return f"{text}\n\n95 % of resamples of the trials lie between low and high.", cli.records(
+        table
     )
 
-    evaluators: dict[str, BaseImportanceEvaluator] = {"ped_anova": PedAnovaImportanceEvaluator()}
-    if importlib.util.find_spec("sklearn"):
-        evaluators["fanova"] = FanovaImportanceEvaluator(seed=0)
-    trials = study.get_trials(deepcopy=False)
-    settings = sorted({name for trial in trials for name in trial.params})
-    n = sum(trial.state.name == "COMPLETE" for trial in trials)
-    table = pd.DataFrame({"setting": settings, "ped_anova": math.nan, "fanova": math.nan, "n": n})
-    for name, evaluator in evaluators.items() if n >= LEAST_TRIALS and settings else ():
-        with warnings.catch_warnings():
-            warnings.filterwarnings(
-                "ignore", "PedAnovaImportanceEvaluator computes"
-            )  # for low values, which are meant
-            found = get_param_importances(
-                study, evaluator=evaluator, target=lambda trial: sign * trial.values[index]
-            )
-        table[name] = table["setting"].map(found).astype(float)
-    return table.sort_values("ped_anova", ascending=False, kind="stable", ignore_index=True)
+
+if __name__ == "__main__":
+    main()

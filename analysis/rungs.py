@@ -1,11 +1,9 @@
-"""Are early epochs a good guide to the last? `python -m analysis.rungs RUN` tells when early
+"""Are early epochs a good guide to the last? `python -m analysis.rungs RUN` says when early
 stopping may begin.
 
-Curves of configs that all trained to the end are ranked at every epoch and compared with the final
-ranking: by Kendall's tau-b and Spearman's rho, with percentile intervals of the bootstrap over
-configs (Efron and Tibshirani 1993, chapter 13).
-
-Shapes: n configs, B resamples.
+Curves of configs that all trained to the end are ranked at every epoch, and compared with the final
+ranking by Kendall's tau-b, with the interval after Fisher's transformation (Fieller, Hartley and
+Pearson 1957, Biometrika 44).
 """
 
 import argparse
@@ -13,26 +11,24 @@ import lzma
 import math
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pandas as pd
-from numpy.typing import NDArray
-from scipy import stats
+from scipy.stats import kendalltau
+from scipy.stats import t as student
 
 from analysis import cli
 from analysis.load import load_trials, local, read_search, settings_of
 from dcgan.schema import METRIC
 
-Array = NDArray[np.float64]
-
-LEAST_CONFIGS = 5
-"""Fewer configs have too few pairs: no interval of a rank correlation would mean anything."""
+LEAST_CONFIGS = 10
+"""With fewer configs the interval of a rank correlation holds for less than it says."""
 LEAST_KENDALL = 0.4
 """Least lower end of tau's interval: 70 % of the pairs of configs stand in their final order by
 then."""
 MOST_REGRET = 0.05
-"""Most loss of final fid, as a share, by keeping the best third: about what another seed makes."""
-RESAMPLES = 1000
+"""Most loss of final fid, as a share, by keeping the best third."""
 
 
 def read_curves(paths: Sequence[str | Path]) -> pd.DataFrame:
@@ -43,23 +39,29 @@ def read_curves(paths: Sequence[str | Path]) -> pd.DataFrame:
             tables of curves (.csv.xz).
 
     Raises:
-        FileNotFoundError, ValueError: nothing there, or a damaged table.
+        FileNotFoundError, ValueError: nothing found, or a damaged table.
     """
-    tables = [_read_table(Path(path)) for path in paths if str(path).endswith(".csv.xz")]
-    if folders := [path for path in paths if not str(path).endswith(".csv.xz")]:
-        run = pd.concat([_read_run(folder) for folder in folders], ignore_index=True)
-        settings = [name for name in settings_of(run) if name not in ("seed", "lanes")]
-        tables.append(run.assign(config=run.groupby(settings, dropna=False).ngroup().astype(str)))
-    return pd.concat(tables, ignore_index=True)
+    return pd.concat(
+        [
+            read_table(Path(path)) if str(path).endswith(".csv.xz") else read_run(path)
+            for path in paths
+        ],
+        ignore_index=True,
+    )
 
 
-def _read_run(run: str | Path) -> pd.DataFrame:
+def read_run(run: str | Path) -> pd.DataFrame:
+    """The curves of a search's folder."""
     with local(run) as folder:
         name = read_search(folder).get("search", folder.absolute().name)
-        return load_trials(folder).assign(search=name)
+        frame = load_trials(folder)
+    settings = [name for name in settings_of(frame) if name not in ("seed", "lanes")]
+    numbers = frame.groupby(settings, dropna=False).ngroup()
+    return frame.assign(search=name, config=f"{run} " + numbers.astype(str))
 
 
-def _read_table(path: Path) -> pd.DataFrame:
+def read_table(path: Path) -> pd.DataFrame:
+    """The curves of a table."""
     try:
         table = pd.read_csv(path)
     except (lzma.LZMAError, EOFError, ValueError) as error:
@@ -78,44 +80,19 @@ def whole_curves(frame: pd.DataFrame) -> tuple[pd.DataFrame, str]:
     """
     last = int(frame.filter(["epochs", "epoch"]).max().max())
     status = frame.drop_duplicates(["config", "seed"]).set_index(["config", "seed"])["status"]
-    curves = frame.pivot_table(METRIC, ["config", "seed"], "epoch").reindex(
-        index=status.index, columns=range(1, last + 1)
-    )
+    curves = frame.pivot_table(METRIC, ["config", "seed"], "epoch")
+    curves = curves.reindex(index=status.index, columns=range(1, last + 1))
     whole = pd.Series(np.isfinite(curves.to_numpy(float)).all(axis=1), curves.index)
     kept = curves[whole.groupby("config").transform("all")]
     causes = status[~whole].groupby("config").first().value_counts()
-    count, left_out = (
-        kept.index.unique("config").size,
-        ", ".join(f"{n} {cause}" for cause, n in causes.items()) or "none",
-    )
+    left_out = ", ".join(f"{n} {cause}" for cause, n in causes.items()) or "none"
+    count = kept.index.unique("config").size
     if count < LEAST_CONFIGS:
         raise ValueError(
-            f"{frame['search'].iat[0]}: {count} configs trained all {last} epochs, but {LEAST_CONFIGS} are needed; "
-            f"left out: {left_out}"
+            f"{frame['search'].iat[0]}: {count} configs trained all {last} epochs, but "
+            f"{LEAST_CONFIGS} are needed; left out: {left_out}"
         )
     return kept, left_out
-
-
-def kendall(x: Array, y: Array, draws: NDArray[np.int64]) -> Array:
-    """Kendall's tau-b of x and y (n,) in each resample of indices (B, n); NaN where one of them is
-    constant. (B,)"""
-    counts = np.array([np.bincount(draw, minlength=len(x)) for draw in draws])  # (B, n)
-    signs_x, signs_y = np.sign(x[:, None] - x), np.sign(y[:, None] - y)  # (n, n)
-    both, in_x, in_y = (
-        ((counts @ pairs) * counts).sum(axis=1)
-        for pairs in (signs_x * signs_y, signs_x**2, signs_y**2)
-    )
-    with np.errstate(invalid="ignore"):
-        return np.asarray(both / np.sqrt(in_x * in_y))
-
-
-def spearman(x: Array, y: Array, draws: NDArray[np.int64]) -> Array:
-    """Spearman's rho, as `kendall`."""
-    x, y = (
-        stats.rankdata(values[draws], axis=1) - (len(values) + 1) / 2 for values in (x, y)
-    )  # (B, n)
-    with np.errstate(invalid="ignore"):
-        return np.asarray((x * y).sum(axis=1) / np.sqrt((x**2).sum(axis=1) * (y**2).sum(axis=1)))
 
 
 def rank_correlation(curves: pd.DataFrame) -> pd.DataFrame:
@@ -124,26 +101,35 @@ def rank_correlation(curves: pd.DataFrame) -> pd.DataFrame:
     Args:
         curves: the minimised metric, config × epoch.
 
-    Columns, by epoch: `kendall` and `spearman`, each with `_low` and `_high`, the 95 % bootstrap
-    interval over configs; `best_kept`, whether the epoch's best third holds the finally best
-    config; `regret`, the final metric of the best config in that third over that of all, minus 1.
+    Columns, by epoch: `kendall` with `_low` and `_high`, its 95 % interval over configs;
+    `best_kept`, whether the epoch's best third holds the finally best config; `regret`, the final
+    metric of the best config in that third over that of all, minus 1.
     """
-    count = len(curves)
-    draws = np.random.default_rng(0).integers(count, size=(RESAMPLES, count))
     final = curves.iloc[:, -1]
     rows = []
     for epoch in curves:
-        values = curves[epoch]
-        row = {}
-        for name, statistic in (("kendall", kendall), ("spearman", spearman)):
-            row[name] = statistic(values.to_numpy(), final.to_numpy(), np.arange(count)[None])[0]
-            resampled = pd.Series(statistic(values.to_numpy(), final.to_numpy(), draws))
-            row[f"{name}_low"], row[f"{name}_high"] = resampled.quantile([0.025, 0.975])
-        found = final[values.rank(method="min") <= math.ceil(count / 3)].min()
+        tau = float(kendalltau(curves[epoch], final).statistic)
+        low, high = kendall_interval(tau, len(curves))
+        third = curves[epoch].rank(method="min") <= math.ceil(len(curves) / 3)
+        found = float(final[third].min())
         rows.append(
-            row | {"best_kept": bool(found == final.min()), "regret": found / final.min() - 1}
+            {
+                "kendall": tau,
+                "kendall_low": low,
+                "kendall_high": high,
+                "best_kept": found == final.min(),
+                "regret": found / final.min() - 1,
+            }
         )
     return pd.DataFrame(rows, index=curves.columns)
+
+
+def kendall_interval(tau: float, n: int) -> tuple[float, float]:
+    """The 95 % interval of Kendall's tau of n pairs: tanh(atanh tau ± t sqrt(.6 / (n - 4))), with
+    Student's t of n - 4 degrees and .6 for Fieller's .437, since correlations here are high."""
+    half = student.isf(0.025, n - 4) * math.sqrt(0.6 / (n - 4))
+    z = math.atanh(np.clip(tau, -1 + 1e-12, 1 - 1e-12))
+    return math.tanh(z - half), math.tanh(z + half)
 
 
 def recommend(table: pd.DataFrame) -> int | None:
@@ -160,9 +146,7 @@ def recommend(table: pd.DataFrame) -> int | None:
 
 def seed_agreement(curves: pd.DataFrame) -> float:
     """Kendall's tau-b between the final rankings by one seed and by another, mean over pairs; NaN
-    with one seed.
-
-    It bounds what an early epoch can tell of the configs, as opposed to of these very runs.
+    with one seed. It bounds what an early epoch can say of the configs.
 
     Args:
         curves: (config, seed) × epoch.
@@ -172,54 +156,69 @@ def seed_agreement(curves: pd.DataFrame) -> float:
     return float(pd.Series(taus[np.triu_indices(len(taus), k=1)], dtype=float).mean())
 
 
-def describe(frame: pd.DataFrame) -> str:
-    """The answer for the curves of one search: the table and the recommended grace period."""
+def describe(frame: pd.DataFrame) -> tuple[str, dict[str, Any]]:
+    """The answer for the curves of one search, as text and as data."""
     curves, left_out = whole_curves(frame)
     mean = curves.groupby("config").mean()
     seeds = len(curves) / len(mean)
     table = rank_correlation(mean)
-    text = pd.DataFrame({"epoch": table.index.astype(str)}, index=table.index)
-    for name in ("kendall", "spearman"):
-        columns = [name, f"{name}_low", f"{name}_high"]
-        text[name] = [cli.spread(*row) for row in table[columns].itertuples(index=False)]
-    text["best kept"] = table["best_kept"].map({True: "yes", False: "no"})
-    text["regret"] = [f"{100 * regret:.1f} %" for regret in table["regret"]]
+    grace, tau = recommend(table), seed_agreement(curves)
+    search = str(frame["search"].iat[0])
+    shown = pd.DataFrame(
+        {
+            "epoch": table.index.astype(str),
+            "Kendall's tau": [
+                f"{value:.2f} [{low:.2f}, {high:.2f}]"
+                for value, low, high in table[["kendall", "kendall_low", "kendall_high"]].to_numpy()
+            ],
+            "best kept": table["best_kept"].map({True: "yes", False: "no"}),
+            "regret": [f"{100 * regret:.1f} %" for regret in table["regret"]],
+        }
+    )
     lines = [
-        f"{frame['search'].iat[0]}: {len(mean)} configs, {seeds:.3g} seed{'s' * (seeds > 1)} each (left out: {left_out})",
-        f"\n{text.to_markdown(index=False, tablefmt='simple', disable_numparse=True)}\n",
+        f"{search}: {len(mean)} configs, {seeds:.3g} seed{'s' * (seeds > 1)} each (left out: "
+        f"{left_out})",
+        f"\n{shown.to_markdown(index=False, tablefmt='simple', disable_numparse=True)}\n",
     ]
-    if not math.isnan(tau := seed_agreement(curves)):
+    if not math.isnan(tau):
         lines.append(
-            f"Two seeds agree on the final ranking with tau {tau:.2f}. What an epoch has above that it owes to the mean over "
-            "seeds, or to luck that it shares with the end of its own runs."
+            f"Two seeds agree on the final ranking with tau {tau:.2f}. What an epoch has above that "
+            f"it owes to the mean over seeds, or to luck that it shares with the end of its runs."
         )
-    bounds = f"tau's interval lies above {LEAST_KENDALL} and the best third loses at most {100 * MOST_REGRET:.0f} % of {METRIC}"
-    if grace := recommend(table):
+    holds = (
+        f"tau's interval lies above {LEAST_KENDALL} and the best third loses at most "
+        f"{100 * MOST_REGRET:.0f} % of {METRIC}"
+    )
+    if grace:
         share = 100 * grace / len(table)
         lines.append(
-            f"Grace period: {grace} of {len(table)} epochs ({share:.0f} %). From there on {bounds}."
+            f"Grace period: {grace} of {len(table)} epochs ({share:.0f} %). From that epoch on {holds}."
         )
     else:
-        lines.append(
-            f"Early stopping is not justified by these data: only at the end it holds that {bounds}."
-        )
-    return "\n".join(lines)
+        lines.append(f"These data do not justify early stopping: only at the end {holds}.")
+    epochs = cli.records(table.rename_axis("epoch").reset_index())
+    return "\n".join(lines), {"search": search, "grace_period": grace, "epochs": epochs}
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(
         prog="python -m analysis.rungs",
-        description="Are early epochs a good guide to the last? Tells how well each epoch ranks the configs as the last one "
-        "does, and from which epoch on early stopping (ASHA's grace period) is safe.",
+        description="Are early epochs a good guide to the last? Prints how well each epoch ranks "
+        "the configs as the last one does, and from which epoch on early stopping (ASHA's grace "
+        "period) is safe.",
     )
-    what = "the folder of a search that ran without early stopping, or its URI (s3://…), or a table of curves (.csv.xz)"
+    what = (
+        "the folder of a search that ran without early stopping, or its URI (s3://…), or a table "
+        "of curves (.csv.xz)"
+    )
     parser.add_argument("run", nargs="+", help=what)
-    cli.run(
-        parser,
-        lambda args: "\n\n".join(
-            describe(part) for _, part in read_curves(args.run).groupby("search")
-        ),
-    )
+    cli.run(parser, show)
+
+
+def show(args: argparse.Namespace) -> tuple[str, Any]:
+    """The text of the command's answer, and its data."""
+    answers = [describe(part) for _, part in read_curves(args.run).groupby("search")]
+    return "\n\n".join(text for text, _ in answers), [data for _, data in answers]
 
 
 if __name__ == "__main__":
