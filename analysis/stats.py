@@ -39,7 +39,13 @@ NOTHING = Interval(math.nan, math.nan, math.nan, 0)
 
 def known(values: ArrayLike) -> Array:
     """The values that are not missing, as floats."""
-    return np.asarray(pd.Series(values).dropna(), dtype=np.float64)
+    x = np.asarray(values, dtype=np.float64)
+    return x[~np.isnan(x)]
+
+
+def standard_error(x: Array) -> float:
+    """Of the mean of two values or more."""
+    return float(x.std(ddof=1)) / math.sqrt(len(x))
 
 
 def mean_interval(values: ArrayLike, family: int = 1) -> Interval:
@@ -56,7 +62,7 @@ def mean_interval(values: ArrayLike, family: int = 1) -> Interval:
     if len(x) == 1:
         return Interval(mean, math.nan, math.nan, 1)
     tail = (1 - LEVEL) / 2 / family
-    half = float(stats.t.isf(tail, len(x) - 1) * stats.sem(x))
+    half = float(stats.t.isf(tail, len(x) - 1)) * standard_error(x)
     return Interval(mean, mean - half, mean + half, len(x))
 
 
@@ -66,7 +72,7 @@ def tail_probability(values: ArrayLike, threshold: float) -> float:
     x = known(values)
     if len(x) < 2:
         return math.nan
-    error = stats.sem(x)
+    error = standard_error(x)
     if error == 0:
         return 0.5 if x.mean() == threshold else float(x.mean() < threshold)
     return float(stats.t.sf((x.mean() - threshold) / error, len(x) - 1))
@@ -108,9 +114,13 @@ def welch(x: ArrayLike, y: ArrayLike, family: int = 1) -> Interval:
     n = min(len(a), len(b))
     if n < 2:
         return Interval(difference, math.nan, math.nan, n)
-    test = stats.ttest_ind(a, b, equal_var=False)
-    ends = test.confidence_interval(1 - (1 - LEVEL) / family)
-    return Interval(difference, float(ends.low), float(ends.high), n)
+    errors = np.array([a.var(ddof=1) / len(a), b.var(ddof=1) / len(b)])
+    error = math.sqrt(errors.sum())
+    if error == 0:
+        return Interval(difference, difference, difference, n)
+    freedom = error**4 / (errors**2 / (len(a) - 1, len(b) - 1)).sum()  # Satterthwaite
+    half = float(stats.t.isf((1 - LEVEL) / 2 / family, freedom)) * error
+    return Interval(difference, difference - half, difference + half, n)
 
 
 def compare_samples(samples: Sequence[ArrayLike], *, most: bool = False) -> list[Comparison]:
