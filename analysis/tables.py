@@ -223,7 +223,8 @@ def compare_levels(
         found = compare_samples(list(samples.values()), most=mode == "max")
         return dict(zip(samples, found, strict=True)), rows, "trials"
     used = rows[cells.isin(by_cell.index.unique("cell"))]
-    unit = "seed" if by_cell.index.unique("seed").size >= 3 else "cell"
+    seeds, cells_used = (by_cell.index.unique(name).size for name in ("seed", "cell"))
+    unit = "seed" if seeds >= min(3, cells_used) else "cell"
     found = compare_blocks(by_cell.groupby(unit).mean(), most=mode == "max")
     names = {"seed": "seeds, matched", "cell": "settings, matched"}
     return dict(zip(by_cell.columns, found, strict=True)), used, names[unit]
