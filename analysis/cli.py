@@ -34,7 +34,7 @@ def run(
 
 def records(table: pd.DataFrame) -> list[dict[str, Any]]:
     """The rows of a table as plain JSON values; what is missing is null."""
-    return list(json.loads(table.to_json(orient="records")))
+    return list(json.loads(table.to_json(orient="records", double_precision=15)))
 
 
 def keep(path: Path, content: str) -> None:
@@ -50,7 +50,7 @@ def rounded(value: float, sign: str = "") -> str:
     """A score without digits that another seed would change: two that count."""
     if pd.isna(value):
         return ""
-    return f"{value:{sign}.0f}" if abs(value) >= 10 else f"{value:{sign}.1f}"
+    return f"{value:{sign}.0f}" if abs(value) >= 9.95 else f"{value:{sign}.1f}"
 
 
 def spread(value: float, low: float, high: float, sign: str = "") -> str:

@@ -17,7 +17,7 @@ from scipy.stats import t as student
 
 from analysis import cli
 from analysis.load import RESULTS, load_trials, local, read_json, read_search
-from analysis.stats import Interval, compare_blocks, mean_interval
+from analysis.stats import Comparison, Interval, compare_blocks, mean_interval
 from analysis.tables import best_epochs, conditions
 from dcgan.schema import CONFIRM_FOLDER, METRIC, SEARCH_FILE, TEST_FILE, trial_name
 
@@ -78,7 +78,9 @@ def summarize(frame: pd.DataFrame) -> pd.DataFrame:
     validation = by_seed[VALIDATION].unstack()  # (seeds, candidates)
     test = by_seed[TEST].unstack()
     whole = test.dropna(how="all", axis=1).dropna()
-    behind = dict(zip(whole.columns, compare_blocks(whole), strict=True))
+    behind: dict[Any, Comparison] = {}
+    if whole.size:  # a seed with which all have finished
+        behind = dict(zip(whole.columns, compare_blocks(whole), strict=True))
     baseline = heads.index[heads["baseline"]]
     rows = []
     for candidate, head in heads.iterrows():

@@ -1,4 +1,4 @@
-"""Which settings mattered? Importances by Optuna's PED-ANOVA, of the finished trials of a search."""
+"""Which settings mattered? Importances by Optuna's PED-ANOVA, of a search's finished trials."""
 
 import argparse
 import math
@@ -107,7 +107,7 @@ def ped_anova(trials: list["FrozenTrial"], values: list[float]) -> dict[str, flo
         distributions = trial.distributions
         study.add_trial(create_trial(value=value, params=trial.params, distributions=distributions))
     with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # the evaluator is experimental
+        warnings.simplefilter("ignore")  # that a range has few trials, which the spread shows
         found = get_param_importances(study, evaluator=PedAnovaImportanceEvaluator())
     optuna.logging.set_verbosity(level)
     return found

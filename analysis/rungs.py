@@ -35,29 +35,31 @@ def read_curves(paths: Sequence[str | Path]) -> pd.DataFrame:
     """One row per config, seed and epoch: `search`, `config`, `seed`, `epoch`, the metric and more.
 
     Args:
-        paths: folders of searches, in which trials that differ in `seed` alone are one config, or
-            tables of curves (.csv.xz).
+        paths: folders of searches, whose trials are one config if they differ in `seed` alone, also
+            across folders; or tables of curves (.csv.xz).
 
     Raises:
         FileNotFoundError, ValueError: nothing found, or a damaged table.
     """
-    return pd.concat(
-        [
-            read_table(Path(path)) if str(path).endswith(".csv.xz") else read_run(path)
-            for path in paths
-        ],
-        ignore_index=True,
-    )
+    tables, runs = [], []
+    for path in paths:
+        if str(path).endswith(".csv.xz"):
+            tables.append(read_table(Path(path)))
+        else:
+            runs.append(read_run(path))
+    if runs:
+        frame = pd.concat(runs, ignore_index=True)
+        settings = [name for name in settings_of(frame) if name not in ("seed", "lanes")]
+        numbers = frame.groupby(settings, dropna=False).ngroup()
+        tables.append(frame.assign(config=numbers.astype(str)))
+    return pd.concat(tables, ignore_index=True)
 
 
 def read_run(run: str | Path) -> pd.DataFrame:
-    """The curves of a search's folder."""
+    """The rows of a search's folder."""
     with local(run) as folder:
         name = read_search(folder).get("search", folder.absolute().name)
-        frame = load_trials(folder)
-    settings = [name for name in settings_of(frame) if name not in ("seed", "lanes")]
-    numbers = frame.groupby(settings, dropna=False).ngroup()
-    return frame.assign(search=name, config=f"{run} " + numbers.astype(str))
+        return load_trials(folder).assign(search=name)
 
 
 def read_table(path: Path) -> pd.DataFrame:
@@ -182,8 +184,9 @@ def describe(frame: pd.DataFrame) -> tuple[str, dict[str, Any]]:
     ]
     if not math.isnan(tau):
         lines.append(
-            f"Two seeds agree on the final ranking with tau {tau:.2f}. What an epoch has above that "
-            f"it owes to the mean over seeds, or to luck that it shares with the end of its runs."
+            f"Two seeds agree on the final ranking with tau {tau:.2f}. What an epoch has above "
+            f"that it owes to the mean over seeds, or to luck that it shares with the end of its "
+            f"runs."
         )
     holds = (
         f"tau's interval lies above {LEAST_KENDALL} and the best third loses at most "
@@ -192,7 +195,8 @@ def describe(frame: pd.DataFrame) -> tuple[str, dict[str, Any]]:
     if grace:
         share = 100 * grace / len(table)
         lines.append(
-            f"Grace period: {grace} of {len(table)} epochs ({share:.0f} %). From that epoch on {holds}."
+            f"Grace period: {grace} of {len(table)} epochs ({share:.0f} %). From that epoch on "
+            f"{holds}."
         )
     else:
         lines.append(f"These data do not justify early stopping: only at the end {holds}.")
