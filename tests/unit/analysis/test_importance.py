@@ -1,6 +1,5 @@
 """Importances, on studies that Optuna itself wrote, of functions whose answer is known."""
 
-import importlib.util
 import json
 import subprocess
 import sys
@@ -9,8 +8,11 @@ from pathlib import Path
 
 import fsspec
 import optuna
+import pandas as pd
 import pytest
+from optuna.importance import PedAnovaImportanceEvaluator, get_param_importances
 
+from analysis import importance as command
 from analysis.importance import LEAST_TRIALS, importance
 from dcgan.schema import STUDY_FILE
 
@@ -23,27 +25,24 @@ def study(
     trials: int,
     modes: Sequence[str] = ("min",),
 ) -> Path:
-    """A search of x and a choice, and of one setting that never varied; its last trial was
-    stopped."""
+    """A search of x and a choice, and of one setting that never varied; its last trial failed."""
     folder.mkdir(exist_ok=True)
     names = ("fid", "classifier_score")[: len(modes)]
     goals = [{"column": name, "mode": mode} for name, mode in zip(names, modes, strict=True)]
     (folder / "search.json").write_text(json.dumps({"objectives": goals}))
     directions = ["minimize" if mode == "min" else "maximize" for mode in modes]
-    made = optuna.create_study(
-        storage=f"sqlite:///{folder / STUDY_FILE}",
-        directions=directions,
-        sampler=optuna.samplers.RandomSampler(seed=0),
-    )
+    sampler = optuna.samplers.RandomSampler(seed=0)
+    made = optuna.create_study(directions=directions, sampler=sampler)
 
     def run(trial: optuna.Trial) -> Values:
         trial.suggest_float("never", 1.0, 1.0)
-        return objective(
-            trial.suggest_float("x", 0, 1), trial.suggest_categorical("choice", ["a", "b"])
-        )
+        x, choice = trial.suggest_float("x", 0, 1), trial.suggest_categorical("choice", ["a", "b"])
+        return objective(x, choice)
 
     made.optimize(run, n_trials=trials)
     made.tell(made.ask(), state=optuna.trial.TrialState.FAIL)
+    storage = f"sqlite:///{folder / STUDY_FILE}"  # at once, as every trial is synced to disk
+    optuna.create_study(storage=storage, directions=directions).add_trials(made.trials)
     return folder
 
 
@@ -56,51 +55,55 @@ def known(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return study(tmp_path_factory.mktemp("known"), x_matters, 60)
 
 
-def test_what_matters_comes_first_and_shares_add_up(known: Path) -> None:
+def optunas(run: Path, index: int, sign: int) -> dict[str, float]:
+    """Optuna's own importances of one objective, of which less is better once it has the sign."""
+    return get_param_importances(
+        optuna.load_study(study_name=None, storage=f"sqlite:///{run / STUDY_FILE}"),
+        evaluator=PedAnovaImportanceEvaluator(),
+        target=lambda trial: sign * trial.values[index],
+    )
+
+
+def shares(table: pd.DataFrame) -> dict[str, float]:
+    return dict(zip(table["setting"], table["importance"], strict=True))
+
+
+def test_what_matters_comes_first_with_its_spread(known: Path) -> None:
     table = importance(known)
-    assert table.columns.to_list() == ["setting", "ped_anova", "fanova", "n"]
+    assert table.columns.to_list() == ["setting", "importance", "low", "high", "n"]
     assert table["setting"].to_list() == ["x", "choice", "never"]
     assert table["n"].to_list() == [60] * 3
-    assert table["ped_anova"].sum() == pytest.approx(1)
-    assert table["ped_anova"].iloc[0] > 0.8
-    assert table["ped_anova"].iloc[2] == 0
+    assert table["importance"].sum() == pytest.approx(1)
+    assert table["importance"].iloc[0] > 0.8
+    assert table["low"].iloc[0] > table["high"].iloc[1]
+    assert table.loc[2, ["importance", "low", "high"]].to_list() == [0, 0, 0]
+    assert (table["low"] <= table["importance"]).all()
+    assert (table["importance"] <= table["high"]).all()
+    assert importance(known).equals(table)
 
 
-@pytest.mark.skipif(not importlib.util.find_spec("sklearn"), reason="fANOVA needs scikit-learn")
-def test_fanova_finds_the_share_of_variance(known: Path) -> None:
-    """Of 100 x + choice, x has the variance 10^4 / 12, the choice 1/4."""
-    fanova = importance(known).set_index("setting")["fanova"]
-    assert fanova.sum() == pytest.approx(1)
-    assert fanova["x"] == pytest.approx(1, abs=0.02)
-    assert importance(known).equals(importance(known))
-
-
-def test_without_scikit_learn_fanova_is_missing(
-    known: Path, monkeypatch: pytest.MonkeyPatch
+@pytest.mark.filterwarnings("ignore:PedAnovaImportanceEvaluator computes .* low `target` values")
+def test_importances_are_optunas_own_whichever_way_an_objective_goes(
+    known: Path, tmp_path: Path
 ) -> None:
-    monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
-    table = importance(known)
-    assert table["fanova"].isna().all()
-    assert table["ped_anova"].notna().all()
-
-
-def test_each_objective_has_its_own_importances_whichever_way_it_goes(tmp_path: Path) -> None:
-    """The score is the higher, the lower x is: as if its negative were to be low."""
+    assert shares(importance(known)) == pytest.approx(optunas(known, 0, 1))
     both = study(
         tmp_path / "both", lambda x, choice: (float(choice == "a"), -x), 60, ("min", "max")
     )
-    negative = study(tmp_path / "negative", lambda x, choice: x, 60)
-    expected = importance(negative).set_index("setting")["ped_anova"].to_dict()
-    assert (
-        importance(both, "classifier_score").set_index("setting")["ped_anova"].to_dict() == expected
-    )
-    assert importance(both).set_index("setting")["ped_anova"].to_dict() != expected
+    assert shares(importance(both)) == pytest.approx(optunas(both, 0, 1))
+    score = importance(both, "classifier_score")
+    assert shares(score) == pytest.approx(optunas(both, 1, -1))
+    assert [importance(both)["setting"][0], score["setting"][0]] == ["choice", "x"]
 
 
-@pytest.mark.parametrize("trials", [0, 1, LEAST_TRIALS - 1, LEAST_TRIALS])
+@pytest.mark.parametrize("trials", [0, LEAST_TRIALS - 1, LEAST_TRIALS])
 def test_too_few_finished_trials_have_no_importances(trials: int, tmp_path: Path) -> None:
     table = importance(study(tmp_path / "run", x_matters, trials))
-    assert table["ped_anova"].isna().to_list() == [trials < LEAST_TRIALS] * len(table)
+    few = trials < LEAST_TRIALS
+    assert table[["importance", "low", "high"]].isna().to_numpy().tolist() == [[few] * 3] * len(
+        table
+    )
+    assert len(table) == (3 if trials else 0)
     assert set(table["n"]) <= {trials}
 
 
@@ -112,20 +115,36 @@ def test_a_uri_gives_what_the_folder_does_and_the_folder_stays_as_it_is(known: P
     assert ((known / STUDY_FILE).read_bytes(), sorted(known.iterdir())) == before
 
 
-def test_a_single_setting_has_no_settings_to_rank(tmp_path: Path) -> None:
+def test_a_study_without_settings_has_none_to_rank(tmp_path: Path) -> None:
     made = optuna.create_study(storage=f"sqlite:///{tmp_path / STUDY_FILE}")
-    made.optimize(lambda trial: 1.0, n_trials=LEAST_TRIALS)
+    made.add_trials([optuna.trial.create_trial(value=1.0)] * LEAST_TRIALS)
     assert importance(tmp_path).empty
 
 
+def test_json_holds_the_numbers_that_are_printed(known: Path, printed: Callable[..., str]) -> None:
+    lines = printed(command.main, known).splitlines()[2:5]
+    data = json.loads(printed(command.main, known, "--json"))
+    assert [row["importance"] for row in data] == pytest.approx(importance(known)["importance"])
+    for row, line in zip(data, lines, strict=True):
+        setting, *numbers = line.split()
+        assert setting == row.pop("setting")
+        assert [float(number) for number in numbers] == [round(row[name], 2) for name in row]
+
+
+def test_too_few_trials_are_counted(tmp_path: Path, printed: Callable[..., str]) -> None:
+    run = study(tmp_path / "run", x_matters, 4)
+    text = printed(command.main, run)
+    assert text == f"4 finished trials; importances need at least {LEAST_TRIALS}\n"
+    data = json.loads(printed(command.main, run, "--json"))
+    assert [(row["importance"], row["low"], row["n"]) for row in data] == [(None, None, 4)] * 3
+
+
 def test_errors_name_the_run_and_what_is_allowed(known: Path, tmp_path: Path) -> None:
-    with pytest.raises(
-        ValueError, match="metric is 'kid'; allowed: the objectives of the search, fid"
-    ):
+    message = "metric is 'kid'; allowed: the objectives of the search, fid"
+    with pytest.raises(ValueError, match=message):
         importance(known, "kid")
-    with pytest.raises(
-        FileNotFoundError, match=f"no study at {tmp_path}: expected the folder of a search"
-    ):
+    message = f"no study at {tmp_path}: expected the folder of a search"
+    with pytest.raises(FileNotFoundError, match=message):
         importance(tmp_path)
     for content in ("no database", ""):
         (tmp_path / STUDY_FILE).write_text(content)
@@ -136,7 +155,7 @@ def test_errors_name_the_run_and_what_is_allowed(known: Path, tmp_path: Path) ->
 
 def test_what_few_need_is_not_imported_until_it_is_needed() -> None:
     """In a new process, since this one has it already."""
-    unwanted = {"optuna", "fsspec", "torch"}
-    modules = "analysis.importance, analysis.tables"
+    unwanted = {"optuna", "fsspec", "torch", "ray"}
+    modules = "analysis.importance, analysis.tables, analysis.confirm, analysis.rungs"
     check = f"import sys, {modules}; assert not {unwanted} & set(sys.modules)"
     subprocess.run([sys.executable, "-c", check], cwd=Path(__file__).parents[3], check=True)
