@@ -2,9 +2,10 @@
 features.
 
 As many images are generated as the split holds (mnist 10,000, mnist-mini 2,000), since a Fréchet
-distance depends on the
-count: values of different counts don't compare. G runs in evaluation mode and float32 whatever it
-was trained in. The noise is the same for every run, seed and epoch.
+distance depends on the count: values of different counts don't compare. G runs in evaluation mode
+and float32 whatever it was trained in. The noise is the same for every run, seed and epoch.
+
+Shapes: N real and M generated images, F features, Z latent size, P paths of T steps.
 """
 
 import contextlib
@@ -44,11 +45,7 @@ class Reference(NamedTuple):
 @functools.lru_cache(maxsize=4)
 def load_reference(source: Source, split: str) -> Reference:
     """Features and statistics of a real split: worked out once per machine, then read from a file
-    under `default_data_dir()`, if one can be written there.
-
-    Raises:
-        ValueError, OSError: the split cannot be loaded.
-    """
+    under `default_data_dir()`, if one can be written there."""
     real = load_split(source, split).images
     train = load_split(source, "train").images[: len(real)]
     file = default_data_dir() / "references" / f"{reference_key(source, split, len(real))}.pt"
@@ -60,16 +57,13 @@ def load_reference(source: Source, split: str) -> Reference:
                 saved[name] = saved[name].to(source.device)
             return Reference(**saved)
     reference = make_reference(source, split, real, train)
-    with contextlib.suppress(
-        OSError
-    ):  # a home that cannot be written: the next process works it out again
+    with contextlib.suppress(OSError):  # cannot be written: the next process works it out again
         checkpoint.write(file, reference._asdict() | {"gaussian": tuple(reference.gaussian)})
     return reference
 
 
 def make_reference(source: Source, split: str, real: Tensor, train: Tensor) -> Reference:
-    """Works out a reference from real images, and as many of the training split, (N, C, S, S)
-    uint8."""
+    """Works out a reference from real images and as many of the training split, (N, C, S, S)."""
     net = load_yardstick(source.device)
     with full_float32():
         features = extract(net, real).features
@@ -87,8 +81,7 @@ def make_reference(source: Source, split: str, real: Tensor, train: Tensor) -> R
 
 
 def reference_key(source: Source, split: str, size: int) -> str:
-    """A digest of what a reference depends on to the last bit: the images, the yardstick, and what
-    computes."""
+    """A digest of what a reference depends on to the last bit."""
     on_cpu = source.device.type == "cpu"
     parts = {
         "protocol": PROTOCOL_VERSION,
@@ -108,17 +101,15 @@ def reference_key(source: Source, split: str, size: int) -> str:
 
 def mean_energy(images: Tensor) -> float:
     """Mean `high_frequency_energy` of images (N, C, S, S), uint8 or in [-1, 1]."""
-    values = to_unit_range(images) if images.dtype == torch.uint8 else images.float()
-    return metrics.high_frequency_energy(values).mean().item()
+    return metrics.high_frequency_energy(to_unit_range(images)).mean().item()
 
 
 @functools.lru_cache(maxsize=8)
 def evaluation_noise(count: int, latent_size: int, device: torch.device) -> Tensor:
     """The fixed noise of every evaluation and sample grid, the same on every device; not to be
     written into. (count, Z)"""
-    return torch.randn(count, latent_size, generator=torch.Generator().manual_seed(NOISE_SEED)).to(
-        device
-    )
+    rng = torch.Generator().manual_seed(NOISE_SEED)
+    return torch.randn(count, latent_size, generator=rng).to(device)
 
 
 @torch.inference_mode()
@@ -139,12 +130,11 @@ def great_circles(a: Tensor, b: Tensor, steps: int) -> Tensor:
     training.
     """
     a, b = a[:, None], b[:, None]  # (P, 1, Z)
-    angle = torch.nn.functional.cosine_similarity(a, b, dim=-1).acos()[..., None]  # (P, 1, 1)
+    angle = nn.functional.cosine_similarity(a, b, dim=-1).acos()[..., None]  # (P, 1, 1)
     t = torch.linspace(0, 1, steps, device=a.device)[:, None]  # (steps, 1)
     arc = (((1 - t) * angle).sin() * a + (t * angle).sin() * b) / angle.sin()  # (P, steps, Z)
-    return torch.where(
-        angle.sin() > 1e-3, arc, (1 - t) * a + t * b
-    )  # no circle through (nearly) parallel noises
+    # no circle through (nearly) parallel noises
+    return torch.where(angle.sin() > 1e-3, arc, (1 - t) * a + t * b)
 
 
 @torch.inference_mode()
@@ -190,11 +180,7 @@ def score(images: Tensor, reference: Reference) -> Row:
 
 
 def evaluate(generator: nn.Module, config: TrainConfig, reference: Reference) -> Row:
-    """Generates from the fixed noise and scores: the metrics of a row.
-
-    Raises:
-        FloatingPointError: as `score`.
-    """
+    """Generates from the fixed noise and scores: the metrics of a row. Raises as `score`."""
     noise = evaluation_noise(len(reference.features), config.latent_size, reference.features.device)
     with full_float32():
         scores = score(generate(generator, noise), reference)

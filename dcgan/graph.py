@@ -10,9 +10,8 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
-WARM_UP = (
-    3  # calls as written, in which libraries choose their kernels and optimizers make their state
-)
+# calls as written, in which libraries choose their kernels and optimizers make their state
+WARM_UP = 3
 
 
 class Graphed:
@@ -31,7 +30,11 @@ class Graphed:
     def __call__(self, *arguments: Tensor) -> None:
         self.calls += 1
         if self.calls <= WARM_UP:
-            self._aside(*arguments)
+            stream = torch.cuda.Stream()
+            stream.wait_stream(torch.cuda.current_stream())
+            with torch.cuda.stream(stream):
+                self.function(*arguments)
+            torch.cuda.current_stream().wait_stream(stream)
             return
         if self.graph is None:
             self.arguments = [argument.clone() for argument in arguments]
@@ -41,10 +44,3 @@ class Graphed:
         for captured, now in zip(self.arguments, arguments, strict=True):
             captured.copy_(now)
         self.graph.replay()
-
-    def _aside(self, *arguments: Tensor) -> None:
-        stream = torch.cuda.Stream()
-        stream.wait_stream(torch.cuda.current_stream())
-        with torch.cuda.stream(stream):
-            self.function(*arguments)
-        torch.cuda.current_stream().wait_stream(stream)

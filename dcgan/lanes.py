@@ -19,6 +19,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from dcgan import precision
 from dcgan.config import TrainConfig
 
 Weights = Mapping[str, Tensor]
@@ -68,22 +69,22 @@ class FromMap(nn.Module):
 def join_lanes(nets: Sequence[Weights]) -> dict[str, Tensor]:
     """The weights of a net of all lanes from those of each one's own. (Counts of batches have no
     dimension.)"""
-    joined = {}
-    for name, tensor in nets[0].items():
-        joined[name] = torch.cat([net[name] for net in nets]) if tensor.dim() else tensor
-    return joined
+    return {
+        name: torch.cat([net[name] for net in nets]) if tensor.dim() else tensor
+        for name, tensor in nets[0].items()
+    }
 
 
 def split_lane(weights: Weights, lane: int, lanes: int) -> dict[str, Tensor]:
     """One lane's own weights from those of a net of all."""
-    own = {}
-    for name, tensor in weights.items():
-        own[name] = tensor.chunk(lanes)[lane] if tensor.dim() else tensor
-    return own
+    return {
+        name: tensor.chunk(lanes)[lane] if tensor.dim() else tensor
+        for name, tensor in weights.items()
+    }
 
 
 def make_optimizer(
-    parameters: list[Tensor], config: TrainConfig, rate: float
+    parameters: Sequence[Tensor], config: TrainConfig, rate: float
 ) -> torch.optim.Optimizer:
     """The config's optimizer, of a kind that a CUDA graph can capture."""
     capturable = parameters[0].is_cuda
@@ -100,57 +101,39 @@ class LaneOptimizers:
 
     One a lane, so that each has rates of its own, and float16's scaler skips the update of a lane
     whose gradients overflow, and no other.
-
-    Args:
-        net: of all lanes, on its device.
-        lanes: their configs.
-        rates: the learning rate of each lane.
     """
 
     def __init__(
         self, net: nn.Module, lanes: Sequence[TrainConfig], rates: Sequence[float]
     ) -> None:
         self.parameters = list(net.parameters())
-        self.views = [self._views(lane, len(lanes)) for lane in range(len(lanes))]
-        """Each lane's part of each parameter."""
+        # each lane's part of each parameter; of a single lane the parameters themselves
+        self.views: list[Sequence[Tensor]] = [self.parameters]
+        if len(lanes) > 1:
+            parts = [parameter.detach().chunk(len(lanes)) for parameter in self.parameters]
+            self.views = list(zip(*parts, strict=True))
         self.optimizers = [
             make_optimizer(views, config, rate)
             for views, config, rate in zip(self.views, lanes, rates, strict=True)
         ]
         device = self.parameters[0].device
-        self.scales = lanes[0].precision == "float16"
-        self.scalers = [torch.amp.GradScaler(device.type, enabled=self.scales) for _ in lanes]
-
-    def _views(self, lane: int, lanes: int) -> list[Tensor]:
-        if lanes == 1:
-            return list(self.parameters)
-        return [parameter.detach().chunk(lanes)[lane] for parameter in self.parameters]
+        self.scalers = [precision.scaler(config.precision, device) for config in lanes]
 
     def descend(self, losses: Tensor) -> None:
         """Updates each lane by its loss (L,), which depends on its own part of the parameters
-        alone.
-
-        A scaler (float16 only) skips the update of its lane if the lane's gradients overflow.
-        """
+        alone."""
         for parameter in self.parameters:
             parameter.grad = None
-        if self.scales:
-            pairs = zip(self.scalers, losses, strict=True)
-            losses = torch.stack([scaler.scale(loss) for scaler, loss in pairs])
-        losses.sum().backward()
-        self._hand_out_gradients()
+        pairs = zip(self.scalers, losses, strict=True)
+        torch.stack([scaler.scale(loss) for scaler, loss in pairs]).sum().backward()
+        if len(self.views) > 1:
+            for parameter, *views in zip(self.parameters, *self.views, strict=True):
+                assert parameter.grad is not None
+                for view, gradient in zip(views, parameter.grad.chunk(len(views)), strict=True):
+                    view.grad = gradient
         for optimizer, scaler in zip(self.optimizers, self.scalers, strict=True):
             scaler.step(optimizer)
             scaler.update()
-
-    def _hand_out_gradients(self) -> None:
-        lanes = len(self.views)
-        if lanes == 1:
-            return  # the views are the parameters themselves
-        for i, parameter in enumerate(self.parameters):
-            assert parameter.grad is not None
-            for views, gradient in zip(self.views, parameter.grad.chunk(lanes), strict=True):
-                views[i].grad = gradient
 
     def state_dict(self) -> list[dict[str, Any]]:
         """What each lane's optimizer and scaler have gathered."""

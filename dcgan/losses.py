@@ -24,7 +24,8 @@ def discriminator_loss(real_logits: Tensor, fake_logits: Tensor) -> Tensor:
 
     Goodfellow et al. 2014, arXiv 1406.2661, section 3. With s = D's logit and D(x) = sigmoid(s),
     -log D(x) is softplus(-s) and -log(1 - D(x)) is softplus(s), both exact where a sigmoid would
-    round to 0 or 1."""
+    round to 0 or 1.
+    """
     return F.softplus(-real_logits.float()).mean(0) + F.softplus(fake_logits.float()).mean(0)
 
 

@@ -23,22 +23,17 @@ from torch import Tensor
 
 NEIGHBOURS = 5  # k of the manifold metrics, as in arXiv 2002.09797
 CONFIDENT = 0.9  # probability from which on the classifier counts as sure of a class
-HIGH_FREQUENCY = (
-    0.25  # cycles a pixel, half of what an image can hold: edges and noise lie above, strokes below
-)
+# cycles a pixel, half of what an image can hold: edges and noise lie above, strokes below
+HIGH_FREQUENCY = 0.25
 COVERED_SHARE = 0.01  # a class counts as covered from this share of the samples on
-REPEAT_RATIO = (
-    0.1  # samples this much closer to each other than real images are (medians) are repeats
-)
-ROWS = {
-    "cpu": 512,
-    "cuda": 4096,
-}  # rows of a pairwise matrix held at a time, which bounds memory to ROWS x N
+# samples this much closer to each other than real images are (medians) are repeats
+REPEAT_RATIO = 0.1
+# of a pairwise matrix held at a time, which bounds memory to ROWS x N
+ROWS = {"cpu": 512, "cuda": 4096}
 
 
 class Gaussian(NamedTuple):
-    """Mean and covariance of a set of features, float64, on the CPU: too small to be worth a GPU's
-    while."""
+    """Mean and covariance of features, float64, on the CPU: too small to be worth a GPU's while."""
 
     mean: Tensor  # (F,)
     covariance: Tensor  # (F, F)
@@ -82,10 +77,8 @@ def in_rows(x: Tensor) -> tuple[Tensor, ...]:
 
 def kernel_sum(x: Tensor, y: Tensor) -> float:
     """Sum over all pairs of the cubic kernel (a.b / F + 1)^3 of features (N, F) and (M, F)."""
-    sums = [
-        (rows @ y.T).div_(y.shape[1]).add_(1).pow_(3).sum(dtype=torch.float64)
-        for rows in in_rows(x)
-    ]
+    F = y.shape[1]
+    sums = [(rows @ y.T).div_(F).add_(1).pow_(3).sum(dtype=torch.float64) for rows in in_rows(x)]
     return torch.stack(sums).sum().item()
 
 
@@ -98,20 +91,13 @@ def within_kernel_mean(x: Tensor) -> float:
 
 def kernel_distance(real: Tensor, fake: Tensor, real_within: float | None = None) -> float:
     """Unbiased squared maximum mean discrepancy of features (N, F) and (M, F); may be slightly
-    negative.
-
-    `real_within`, if known, is `within_kernel_mean(real)`.
-    """
+    negative. `real_within`, if known, is `within_kernel_mean(real)`."""
     within = within_kernel_mean(real) if real_within is None else real_within
     return within + within_kernel_mean(fake) - 2 * kernel_sum(real, fake) / (len(real) * len(fake))
 
 
 def neighbour_radii(features: Tensor, k: int = NEIGHBOURS) -> Tensor:
-    """Distance from each item of features (N, F) to its k-th nearest other item. (N,)
-
-    Raises:
-        ValueError: there are not more than k items.
-    """
+    """Distance from each item of features (N, F) to its k-th nearest other item. (N,)"""
     if len(features) <= k:
         raise ValueError(
             f"{len(features)} images; the {k}-th nearest neighbour needs at least {k + 1}"
@@ -127,9 +113,8 @@ def manifold(
 ) -> Manifold:
     """Precision, recall, density and coverage of features (N, F) and (M, F), with their
     `neighbour_radii`."""
-    inside_real = torch.zeros(
-        len(fake), device=fake.device
-    )  # (M,) real neighbourhoods around each generated image
+    # (M,) real neighbourhoods around each generated image
+    inside_real = torch.zeros(len(fake), device=fake.device)
     recalled, covered = [], []
     for rows, radii in zip(in_rows(real), in_rows(real_radii), strict=True):
         distances = torch.cdist(rows, fake)  # (rows, M)
@@ -145,8 +130,7 @@ def manifold(
 
 
 def classifier_score(probabilities: Tensor) -> float:
-    """exp E KL(p(class | image) || p(class)) of predictions (M, K): 1 to K, best when sure of each
-    and even over all."""
+    """exp E KL(p(class | image) || p(class)) of predictions (M, K): 1 to K."""
     p = probabilities.double()
     # KL(p || q) = sum p log p - sum p log q; xlogy gives 0 for p = 0
     kl = torch.xlogy(p, p).sum(1) - torch.xlogy(p, p.mean(0)).sum(1)
@@ -154,8 +138,7 @@ def classifier_score(probabilities: Tensor) -> float:
 
 
 def confident_share(probabilities: Tensor) -> float:
-    """Share of predictions (M, K) that are sure of their class: probability at least
-    `CONFIDENT`."""
+    """Share of predictions (M, K) with a class of a probability of at least `CONFIDENT`."""
     return (probabilities.amax(1) >= CONFIDENT).double().mean().item()
 
 
@@ -183,13 +166,12 @@ def class_shares(probabilities: Tensor) -> Tensor:
 
 
 def classes_covered(shares: Tensor) -> int:
-    """Number of classes that make up at least 1 % of the images, from shares (K,)."""
+    """Number of classes with at least `COVERED_SHARE` of the images, from shares (K,)."""
     return int((shares >= COVERED_SHARE).sum())
 
 
 def kl_from_uniform(shares: Tensor) -> float:
-    """KL of a histogram of shares (K,) from the uniform one, nats: 0 when even, log K when all on
-    one class."""
+    """KL of a histogram of shares (K,) from the uniform one, nats: 0 to log K."""
     return torch.xlogy(shares, shares * len(shares)).sum().item()
 
 

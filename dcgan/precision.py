@@ -47,11 +47,8 @@ def unsupported(precision: str, device: torch.device) -> str | None:
 
 @functools.cache
 def cpu_bfloat16_slowdown() -> float:
-    """The time of a convolution in bfloat16 over the same in float32 on this CPU.
-
-    The fastest of ten calls each, warmed up, on one thread: on a busy machine several threads would
-    measure how long they wait for each other.
-    """
+    """The time of a convolution in bfloat16 over the same in float32 on this CPU, on one thread: on
+    a busy machine several would measure how long they wait for each other."""
     threads = torch.get_num_threads()
     torch.set_num_threads(1)
     try:
@@ -61,22 +58,20 @@ def cpu_bfloat16_slowdown() -> float:
 
 
 def _convolution_seconds(dtype: torch.dtype) -> float:
-    images = torch.ones(16, 32, 14, 14, dtype=dtype)
-    kernel = torch.ones(64, 32, 4, 4, dtype=dtype)
+    images, kernel = torch.ones(16, 32, 14, 14, dtype=dtype), torch.ones(64, 32, 4, 4, dtype=dtype)
     times = []
     for _ in range(11):
         start = time.perf_counter()
         F.conv2d(images, kernel, stride=2)
         times.append(time.perf_counter() - start)
-    return min(times[1:])
+    return min(times[1:])  # the first warms up
 
 
 def absurdly_slow(precision: str, device: torch.device) -> str | None:
     """Why `precision` is pointless on `device` though it works, or None."""
     if precision != "bfloat16" or device.type != "cpu":
         return None
-    slowdown = cpu_bfloat16_slowdown()
-    if slowdown <= SLOW:
+    if (slowdown := cpu_bfloat16_slowdown()) <= SLOW:
         return None
     return (
         f"precision bfloat16 is about {slowdown:.0f} times slower than float32 on this CPU, "
@@ -86,19 +81,13 @@ def absurdly_slow(precision: str, device: torch.device) -> str | None:
 
 def usable(device: torch.device) -> tuple[str, ...]:
     """The precisions worth a search on `device`."""
-    return tuple(
-        name
-        for name in PRECISIONS
-        if not unsupported(name, device) and not absurdly_slow(name, device)
-    )
+    works = [name for name in PRECISIONS if not unsupported(name, device)]
+    return tuple(name for name in works if not absurdly_slow(name, device))
 
 
 def set_up(precision: str, device: torch.device) -> None:
-    """Refuses or warns, then sets the process-wide switches that `precision` needs.
-
-    Raises:
-        ValueError: `device` cannot do it.
-    """
+    """Sets the process-wide switches that `precision` needs; ValueError where `device` cannot do
+    it."""
     if reason := unsupported(precision, device):
         raise ValueError(reason)
     if reason := absurdly_slow(precision, device):
@@ -130,8 +119,5 @@ def autocast(precision: str, device: torch.device) -> torch.autocast:
 
 
 def scaler(precision: str, device: torch.device) -> torch.amp.GradScaler:
-    """A gradient scaler for one optimizer: what it steps together overflows together.
-
-    It does nothing but for float16.
-    """
+    """A gradient scaler for one optimizer; does nothing but for float16."""
     return torch.amp.GradScaler(device.type, enabled=precision == "float16")
