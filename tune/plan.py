@@ -179,9 +179,8 @@ def make_plan(options: Options, site: Site) -> Plan:
     # nothing ends a grid, or a Pareto search, early
     usual = "fifo" if search.sampler == "grid" or len(objectives) > 1 else "asha"
     points = saved_points(search, site.store) if options.resume else first_points(options, search)
-    slots, gpus = resources(
-        options.share or site.share, options.max_concurrent, site.cpus, site.gpus
-    )
+    share = options.share or site.share
+    slots, gpus = resources(share, options.max_concurrent, site.cpus, site.gpus)
     return Plan(
         search=search,
         sampler=search.sampler,
