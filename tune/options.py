@@ -116,8 +116,12 @@ class Options:
             raise ValueError(f"--search is missing; allowed: {', '.join(SEARCHES)}")
         if self.retry_failed and not self.resume:
             raise ValueError("--retry-failed goes with --resume NAME")
-        check_folder_name("--name", self.name)
-        check_folder_name("--resume", self.resume)
+        for flag, name in (("--name", self.name), ("--resume", self.resume)):
+            if name is not None and (Path(name).name != name or name == ".."):
+                raise ValueError(
+                    f"{flag} is {name!r}; allowed is one folder name; use --storage for where it "
+                    f"lies"
+                )
         objectives = parse_objectives(self.objectives)
         parse_settings(self.set)
         parse_share(self.gpus_per_trial)
@@ -131,12 +135,9 @@ class Options:
     @property
     def settings(self) -> dict[str, Any]:
         """Settings of `TrainConfig` that are fixed, whether by `set` or by a flag of their own."""
-        settings = parse_settings(self.set) | {"seed": self.seed}
-        if self.dataset is not None:
-            settings["dataset"] = self.dataset
-        if self.epochs is not None:
-            settings["epochs"] = self.epochs
-        return settings
+        own = {"seed": self.seed, "dataset": self.dataset, "epochs": self.epochs}
+        given = {name: value for name, value in own.items() if value is not None}
+        return parse_settings(self.set) | given
 
     @property
     def share(self) -> float | None:
@@ -199,12 +200,7 @@ def resumed(options: Options) -> Options:
         flags = ", ".join(map(flag_name, refused))
         raise ValueError(f"{flags} cannot go with --resume: the search keeps its own settings")
     record = read_record(search_store(options.storage, options.resume, several=False))
-    return from_saved(record["options"] | given)
-
-
-def from_saved(values: dict[str, Any]) -> Options:
-    """The options of a record."""
-    return Options(**values | {"set": tuple(values["set"])})
+    return dataclasses.replace(saved_options(record), **given)
 
 
 def read_record(store: Store) -> dict[str, Any]:
@@ -225,7 +221,7 @@ def read_record(store: Store) -> dict[str, Any]:
         record: dict[str, Any] = json.loads(file.read_text(encoding="utf-8"))
         version = record.get("version")
         if version == VERSION:
-            check_record(record)
+            saved_options(record)  # refuses what is missing or not allowed
     except (ValueError, TypeError, AttributeError) as error:
         raise ValueError(f"{file} is damaged ({error}); {hint}") from error
     if version != VERSION:
@@ -236,14 +232,14 @@ def read_record(store: Store) -> dict[str, Any]:
     return record
 
 
-def check_record(record: dict[str, Any]) -> None:
-    """Refuses a record that a search cannot go on with."""
+def saved_options(record: dict[str, Any]) -> Options:
+    """The options of a record, which must have all that a search needs to go on."""
     if missing := [name for name in ("options", "points", "axes") if name not in record]:
         raise ValueError(f"it lacks {', '.join(missing)}")
     options = record["options"]
     if differing := sorted(set(options) ^ set(SAVED)):
         raise ValueError(f"its options should have, or should not have, {', '.join(differing)}")
-    from_saved(options)
+    return Options(**options | {"set": tuple(options["set"])})
 
 
 def parse_objectives(text: str) -> tuple[str, ...]:
@@ -288,11 +284,3 @@ def parse_share(text: str) -> float | None:
     raise ValueError(
         f"--gpus-per-trial is {text}; allowed is above 0, up to 1 (a trial uses one GPU), or auto"
     )
-
-
-def check_folder_name(flag: str, name: str | None) -> None:
-    """Refuses what is not the name of one folder."""
-    if name is not None and (Path(name).name != name or name == ".."):
-        raise ValueError(
-            f"{flag} is {name!r}; allowed is one folder name; use --storage for where it lies"
-        )
