@@ -1,6 +1,6 @@
 """How a search stops before its end: asked by a signal, or since a part of Ray has died.
 
-Ray's private `_private.worker._global_node` and its processes are used, since a driver would wait
+Private members of Ray: `_private.worker._global_node` and its processes, since a driver would wait
 for a dead node for ever.
 """
 
@@ -32,10 +32,8 @@ class Stop:
         self.timer.daemon = True
 
     def ask(self, number: int, frame: types.FrameType | None) -> None:
-        """Handles SIGINT and SIGTERM: asks Tune to end `fit`, by SIGUSR1.
-
-        The second time, or before Ray is up, it ends harder.
-        """
+        """Handles SIGINT and SIGTERM: asks Tune to end `fit`, by SIGUSR1; ends harder the second
+        time, or before Ray is up."""
         if self.asked or signal.getsignal(signal.SIGUSR1) == signal.SIG_DFL:
             raise KeyboardInterrupt
         self.asked = True

@@ -13,35 +13,11 @@ from optuna.trial import TrialState
 from ray.tune.search.optuna import OptunaSearch
 
 from dcgan.schema import OBJECTIVES, STUDY_FILE
-from tune.ledger import RETRY_OF, record_epoch, recorded_epochs, running, trial_of
+from tune.ledger import RETRY_OF, record_epoch, running
 from tune.plan import Plan
 from tune.searches import Point, choices_of
 
 REDRAWS = 10  # proposals that were tried before; then chance picks one that was not
-
-
-def make_sampler(
-    plan: Plan, number: int, attempt: int = 0, space: IntersectionSearchSpace | None = None
-) -> optuna.samplers.BaseSampler:
-    """The sampler of one proposal. Its seed depends on the trial's number alone, so no random state
-    need be kept.
-
-    Args:
-        number: of the trial.
-        attempt: proposals that were made for it before.
-        space: remembers which trials it has seen, so that TPE need not look at all of them for each
-            proposal.
-    """
-    seed = int(np.random.SeedSequence([plan.seed, number, attempt]).generate_state(1)[0])
-    if plan.sampler != "tpe":
-        return optuna.samplers.RandomSampler(seed=seed)
-    # few random trials first, and many candidates for each later one: measured by tune.simulate
-    # (docs/log.md)
-    startup = min(5, max(1, plan.num_trials // 3))
-    sampler = optuna.samplers.TPESampler(seed=seed, n_startup_trials=startup, n_ei_candidates=200)
-    # private: TPESampler takes no search space from outside
-    sampler._search_space = space or sampler._search_space
-    return sampler
 
 
 class Numbers(dict[str, int]):
@@ -54,30 +30,19 @@ class Numbers(dict[str, int]):
 
 class StudySearch(OptunaSearch):
     """Ray's OptunaSearch that knows fidelity, and writes each step to a ledger: the study in the
-    search's folder.
+    search's folder, or None for simulations, which keep everything in memory.
 
     Trials that the scheduler stopped are recorded as PRUNED with all their intermediate values,
     finished ones as COMPLETE with the objectives of their best epoch, failed ones as FAIL. The base
     class's study in memory is `study`, in which proposals that were tried before have numbers, too;
     it and `_ot_trials` are private members of Ray's class.
-
-    Args:
-        plan: what to propose.
-        ledger: the study to record in and to go on from; None keeps everything in memory, for
-            simulations.
     """
 
     def __init__(self, plan: Plan, ledger: optuna.Study | None) -> None:
         past = ledger.get_trials() if ledger else []
         retries = sum(RETRY_OF in trial.user_attrs for trial in past)
         modes = [OBJECTIVES[name] for name in plan.objectives]
-        several = len(plan.objectives) > 1
-        super().__init__(
-            plan.search,
-            metric=list(plan.objectives) if several else plan.objectives[0],
-            mode=modes if several else modes[0],
-            sampler=make_sampler(plan, 0),
-        )
+        super().__init__(plan.search, metric=list(plan.objectives), mode=modes)
         in_memory: Any = self._ot_study  # made by the base class
         self.study: optuna.Study = in_memory
         self.study.add_trials(past)
@@ -90,10 +55,11 @@ class StudySearch(OptunaSearch):
         self.numbers = Numbers()
         self._begun = [trial.number for trial in past if trial.state == TrialState.RUNNING]
         self._tried = [trial.params for trial in past]
-        self._known_space = IntersectionSearchSpace(include_pruned=True)  # of `study`
-        self._best: dict[
-            str, dict[str, Any]
-        ] = {}  # epoch and objectives of each trial's best epoch
+        # of `study`; remembers which trials it has seen, so that TPE need not look at all of them
+        self._space_so_far = IntersectionSearchSpace(include_pruned=True)
+        # of each trial, by Ray's id: its epochs in the ledger, and the objectives of the best
+        self._recorded: dict[str, set[int]] = {}
+        self._best: dict[str, dict[str, Any]] = {}
         self.remaining = plan.num_trials + retries - len(past) + len(self._begun)
 
     def suggest(self, trial_id: str) -> dict[str, Any]:
@@ -101,8 +67,9 @@ class StudySearch(OptunaSearch):
         if self._begun:
             return self._go_on(trial_id, self._begun.pop(0))
         number = self.numbers[trial_id] = len(self._tried)
+        self._recorded[trial_id] = set()
         for attempt in itertools.count():
-            self.study.sampler = make_sampler(self.plan, number, attempt, self._known_space)
+            self.study.sampler = self._make_sampler(number, attempt)
             config: dict[str, Any] = super().suggest(trial_id) or {}
             params = self._ot_trials[trial_id].params
             if params not in self._tried:
@@ -118,14 +85,26 @@ class StudySearch(OptunaSearch):
         return config
 
     def _go_on(self, trial_id: str, number: int) -> dict[str, Any]:
-        """The config of an interrupted trial."""
+        """The config of an interrupted trial, which reports its epochs again."""
         self.numbers[trial_id] = number
-        known = self.past[number].intermediate_values
-        if known and len(self.plan.objectives) == 1:
-            epoch = min(known, key=lambda epoch: known[epoch])
-            self._best[trial_id] = {"epoch": epoch, self.plan.search.metric: known[epoch]}
-        self._ot_trials[trial_id] = trial_of(self.study, number)
+        self._recorded[trial_id] = set(self.past[number].intermediate_values)
+        # private: Optuna makes a Trial only as it is asked for one
+        self._ot_trials[trial_id] = optuna.Trial(self.study, self.study.trials[number]._trial_id)
         return self.plan.search.complete(self.past[number].params)
+
+    def _make_sampler(self, number: int, attempt: int) -> optuna.samplers.BaseSampler:
+        """The sampler of one proposal, whose seed depends on the trial's number and the attempt
+        alone, so that no random state need be kept."""
+        seeds = np.random.SeedSequence([self.plan.seed, number, attempt])
+        seed = int(seeds.generate_state(1)[0])
+        if self.plan.sampler != "tpe":
+            return optuna.samplers.RandomSampler(seed=seed)
+        # few random trials first, and many candidates for each later one: measured by tune.simulate
+        # (docs/log.md)
+        startup = min(5, max(1, self.plan.num_trials // 3))
+        tpe = optuna.samplers.TPESampler(seed=seed, n_startup_trials=startup, n_ei_candidates=200)
+        tpe._search_space = self._space_so_far  # private: it takes none from outside
+        return tpe
 
     def _untried(self, number: int) -> Point:
         """A setting of a finite space that was not tried yet."""
@@ -136,14 +115,14 @@ class StudySearch(OptunaSearch):
 
     def on_trial_result(self, trial_id: str, result: dict[str, Any]) -> None:
         """Records an epoch. One reported again, after a restart, changes nothing."""
-        epoch, metric = int(result["epoch"]), float(result[self.plan.search.metric])
+        epoch, metric = int(result["epoch"]), self.plan.search.metric
         best = self._best.get(trial_id)
-        if best is None or metric < best[self.plan.search.metric]:
-            self._best[trial_id] = {name: result[name] for name in ("epoch", *self.plan.objectives)}
-        # memory knows what the ledger holds, which would take long to read
-        if epoch not in recorded_epochs(self.study, self._ot_trials[trial_id].number):
+        if best is None or result[metric] < best[metric]:
+            self._best[trial_id] = {name: result[name] for name in self.plan.objectives}
+        if epoch not in self._recorded[trial_id]:
             for study, number in self._records(trial_id):
-                record_epoch(study, number, epoch, metric)
+                record_epoch(study, number, epoch, float(result[metric]))
+            self._recorded[trial_id].add(epoch)
 
     def on_trial_complete(
         self, trial_id: str, result: dict[str, Any] | None = None, error: bool = False
@@ -180,9 +159,7 @@ class StudySearch(OptunaSearch):
             self.plan.store.commit(self.plan.folder / STUDY_FILE)
 
     def _records(self, trial_id: str) -> list[tuple[optuna.Study, int]]:
-        """The studies that record a trial, and its number in each.
-
-        The ledger is the first, since what is not in it did not happen; then memory.
-        """
+        """The studies that record a trial, and its number in each: first the ledger, since what is
+        not in it did not happen; then memory."""
         memory = (self.study, self._ot_trials[trial_id].number)
         return [(self.ledger, self.numbers[trial_id]), memory] if self.ledger else [memory]

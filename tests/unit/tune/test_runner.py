@@ -71,8 +71,8 @@ def test_a_search_has_one_driver_at_a_time(plan: Plan) -> None:
         with pytest.raises(OSError, match=f"^{re.escape(message)}$"):
             enter()
         assert record_of(plan) == {"begun": "once"}
-    with session(plan):  # goes on with the record that there is
-        assert record_of(plan) == {"begun": "once"}
+    with session(plan, {"begun": "later"}):
+        assert record_of(plan) == {"begun": "later"}
 
 
 @pytest.mark.usefixtures("without_ray")

@@ -257,9 +257,10 @@ def test_a_finite_space_is_tried_once_each_to_the_last(
     name: str, sampler: str, tmp_path: Path
 ) -> None:
     search = make_search(name, DEMO, ("float32", "tf32", "bfloat16"), {})
-    settings = len(search.grid_points()) if sampler == "grid" else int(search.settings)
+    grid = search.as_grid().points()
+    settings = len(grid) if sampler == "grid" else int(search.settings)
     for seed in range(3):
-        points = search.grid_points() if sampler == "grid" else [search.baseline()]
+        points = grid if sampler == "grid" else [search.baseline()]
         plan = make_plan(
             tmp_path, search=search, sampler=sampler, points=points, num_trials=settings, seed=seed
         )
@@ -650,7 +651,7 @@ def test_what_is_not_finite_stops_and_enters_no_rung(
     plan = make_plan(tmp_path)
     searcher = StudySearch(plan, None)
     scheduler = plan.scheduler.make(plan, searcher)
-    trial: Any = SimulatedTrial(trial_id="a", config=searcher.suggest("a") or {}, rows=[])
+    trial: Any = SimulatedTrial(trial_id="a", config=searcher.suggest("a") or {}, curve=[])
     scheduler.on_trial_add(None, trial)  # type: ignore[arg-type]
     assert scheduler.on_trial_result(None, trial, row(epoch, value)) == TrialScheduler.STOP  # type: ignore[arg-type]
     assert isinstance(scheduler, Halving)
@@ -674,7 +675,7 @@ def test_a_trial_whose_folder_is_ahead_of_the_ledger_had_gone_on(
         write_rows(file, [row(epoch, 30.0) for epoch in rows])
     searcher = open_search(plan)
     scheduler = Halving(plan, searcher)
-    trial: Any = SimulatedTrial(trial_id="x", config=searcher.suggest("x"), rows=[])
+    trial: Any = SimulatedTrial(trial_id="x", config=searcher.suggest("x"), curve=[])
     scheduler.on_trial_add(None, trial)
     recorded = {int(rung): dict(found) for rung, found in scheduler._brackets[0]._rungs}
     assert recorded[1] == ({"x": -30.0} if decided else {})
@@ -684,7 +685,7 @@ def test_a_trial_whose_folder_is_ahead_of_the_ledger_had_gone_on(
 def test_without_rungs_nothing_is_stopped(text: str, tmp_path: Path) -> None:
     plan = make_plan(tmp_path, text)
     scheduler = plan.scheduler.make(plan, StudySearch(plan, None))
-    trial: Any = SimulatedTrial(trial_id="a", config={}, rows=[])
+    trial: Any = SimulatedTrial(trial_id="a", config={}, curve=[])
     assert scheduler.on_trial_result(None, trial, row(1, 1e9)) == TrialScheduler.CONTINUE  # type: ignore[arg-type]
 
 
@@ -760,7 +761,7 @@ def test_a_scheduler_is_one_entry(tmp_path: Path, monkeypatch: pytest.MonkeyPatc
     options = from_flags(make_parser(), ["--search", "hparams", "--scheduler", "halfway"])
     assert "half of it" in describe(plan, options, site)
     assert record(plan, options, site)["scheduler"] == "halfway"
-    outcome = simulate(plan, Curves(CURVES, "hparams"), workers=2, curve_seed=0)
+    outcome = simulate(plan, Curves(CURVES, "hparams"), curve_seed=0)
     lengths = {len(trial.rows) for trial in outcome.trials}
     assert lengths == {4, 8}
     for trial in outcome.trials:
