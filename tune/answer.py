@@ -38,17 +38,11 @@ def print_answer(plan: Plan) -> bool:
     if len(lanes) > 1:
         settings["seed"] = f"{lanes[0].seed} to {lanes[-1].seed}"
     print("  " + ", ".join(f"{name} {value}" for name, value in settings.items()))
-    written = {
-        "table": "table.csv, table.md",
-        "config": BEST_FILE,
-        "trials": f"{TRIALS_PATTERN}/",
-        "study": STUDY_FILE,
-    }
+    written = {"table": "table.csv, table.md", "config": BEST_FILE}
+    written |= {"trials": f"{TRIALS_PATTERN}/", "study": STUDY_FILE}
     if draw_samples(plan, trial):
-        written |= {
-            "samples": "best.png, interpolation.png",
-            "checkpoint": f"{trial}/{CHECKPOINT_FILE}",
-        }
+        written["samples"] = "best.png, interpolation.png"
+        written["checkpoint"] = f"{trial}/{CHECKPOINT_FILE}"
     print(f"\neverything is in {plan.location}:")
     for what, where in written.items():
         print(f"  {what:<11}{where}")
@@ -57,10 +51,7 @@ def print_answer(plan: Plan) -> bool:
 
 def draw_samples(plan: Plan, trial: str) -> bool:
     """Draws images of a trial's best generator, strips between two noises, and real images; returns
-    whether it could.
-
-    A cluster's driver may have no data, which its workers have.
-    """
+    whether it could: a cluster's driver may have no data, which its workers have."""
     folder = plan.folder
     try:
         plan.store.get(f"{trial}/{CHECKPOINT_FILE}")
