@@ -34,8 +34,7 @@ def add_flags(
     """Adds a flag for each field of a dataclass: type, choices, and the string under it as help.
 
     A bool has the one flag that changes it: `--name`, or `--no-name` where it is true. A tuple of
-    texts may be given several times. A flag that is not given is None, so that the caller knows
-    (`given_flags`).
+    texts may be given several times. A flag that is not given is None (see `given_flags`).
     """
     docs = field_docs(settings)
     for field in dataclasses.fields(settings):

@@ -24,21 +24,12 @@ from tune.searches import PRESETS, SEARCHES, doc_of
 
 SAMPLERS = ("tpe", "random", "grid")
 VERSION = 2  # of search.json
-MACHINE = (
-    "storage",
-    "address",
-    "name",
-    "resume",
-    "retry_failed",
-    "data_dir",
-    "dry_run",
-    "report",
-    "estimate",
-)
-"""Options of a machine or a start, which are never saved."""
+MACHINE = ("storage", "address", "data_dir", "name", "resume")
+START = ("retry_failed", "dry_run", "report", "estimate")
+"""Options of a machine, and of a start, which are never saved."""
 CHANGEABLE = ("confirm", "confirm_seeds", "wandb")
 """Saved options that a person may change on resuming."""
-ON_RESUMING = (*(name for name in MACHINE if name != "name"), *CHANGEABLE)
+ON_RESUMING = ("storage", "address", "data_dir", "resume", *START, *CHANGEABLE)
 """Options that may be given with `resume`."""
 OWN_FLAGS = ("dataset", "epochs", "seed", "replicas")
 """What `set` leaves to a flag of its own."""
@@ -150,7 +141,9 @@ class Options:
         return values | {"set": list(self.set)}
 
 
-SAVED = tuple(field.name for field in dataclasses.fields(Options) if field.name not in MACHINE)
+SAVED = tuple(
+    field.name for field in dataclasses.fields(Options) if field.name not in (*MACHINE, *START)
+)
 """Options that a search keeps."""
 
 

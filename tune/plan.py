@@ -249,7 +249,7 @@ def first_points(options: Options, search: Search) -> list[Point]:
     """Settings tried before the sampler proposes any: the whole grid, or the baseline and the best
     of an earlier search."""
     if search.sampler == "grid":
-        return search.grid_points()[: search.num_trials]
+        return search.points()[: search.num_trials]
     if not options.points_from:
         return [search.baseline()]
     earlier = copy_of(options.points_from, purpose="earlier")

@@ -243,14 +243,8 @@ def measure_packing(
         except MemoryError:  # they take more when they run side by side
             probed //= 2
     pays = speed_of_all >= speed_alone * GAIN ** math.log2(probed)
-    return Packing(
-        processes=probed if pays else 1,
-        trial_bytes=trial_bytes,
-        gpu_bytes=gpu_bytes,
-        probed=probed,
-        speed=speed_of_all,
-        speed_alone=speed_alone,
-    )
+    processes = probed if pays else 1
+    return Packing(processes, trial_bytes, gpu_bytes, probed, speed_of_all, speed_alone)
 
 
 def measure(

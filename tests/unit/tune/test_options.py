@@ -17,6 +17,7 @@ from tune.options import (
     MACHINE,
     ON_RESUMING,
     SAVED,
+    START,
     VERSION,
     Options,
     from_flags,
@@ -298,7 +299,7 @@ def test_what_belongs_to_a_machine_is_not_saved(tmp_path: Path) -> None:
     options, _ = saved(
         tmp_path, "--storage there --address auto --name n --data-dir d --no-report --no-estimate"
     )
-    assert not set(options.saved()) & set(MACHINE)
+    assert not set(options.saved()) & {*MACHINE, *START}
     assert set(options.saved()) == set(SAVED)
     again = resume(tmp_path)
     assert (again.storage, again.address, again.data_dir) == (str(tmp_path), None, None)

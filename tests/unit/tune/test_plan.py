@@ -112,7 +112,7 @@ def test_epochs_that_must_not_be_lost(flags: str, keep: list[int], tmp_path: Pat
 def test_the_baseline_comes_first_or_the_grid(tmp_path: Path) -> None:
     assert plan_of(tmp_path).points == [BASELINE]
     grid = plan_of(tmp_path, "--sampler grid")
-    assert grid.points == grid.search.grid_points()
+    assert grid.points == grid.search.points()
     assert len(grid.points) == grid.num_trials == 12
     assert grid.rungs == []  # the original study trained every setting to the end
     assert grid.expected_epochs() == 9
