@@ -130,8 +130,7 @@ def speed(lanes: Sequence[TrainConfig], data_dir: Path | None, device: torch.dev
 
 
 def count_operations(config: TrainConfig) -> int:
-    """The additions and multiplications of convolutions and linear layers in one update of D and G,
-    of one lane."""
+    """Additions and multiplications of one lane's convolutions and linear layers in an update."""
     (state,) = new_states([dataclasses.replace(config, precision="float32")], torch.device("cpu"))
     N, S = config.batch_size, config.image_size
     images = torch.zeros(N, config.channels, S, S, dtype=torch.uint8)
@@ -142,8 +141,7 @@ def count_operations(config: TrainConfig) -> int:
 
 
 def matmul_rate(name: str, device: torch.device) -> float:
-    """The additions and multiplications a second of a large matrix product, the fastest of ten:
-    what the device does at best in a precision."""
+    """Additions and multiplications a second of a large matrix product, the fastest of ten."""
     precision.set_up(name, device)
     side = 8192 if device.type == "cuda" else 1024
     dtype = precision.AUTOCAST_DTYPES.get(name, torch.float32)
@@ -159,8 +157,7 @@ def chunk_length(groups: Sequence[Updates], wanted: float, device: torch.device)
 
 
 def time_loops(config: TrainConfig, options: BenchOptions, device: torch.device) -> list[Numbers]:
-    """Times the plain loop and ours at each number of lanes, a chunk in turn; returns a row for
-    each number."""
+    """Times the plain loop and ours at each number of lanes, a chunk in turn; a row for each."""
     groups = [replicate(config, count) for count in options.replicas]
     precision.set_up(config.precision, device)
     check_batch(config.batch_size, config.source(options.data_dir, device))

@@ -1,13 +1,10 @@
 """Checkpoints: everything a run needs to go on as if it had never stopped, in one file.
 
-A file holds the configs of all lanes, both nets, the averaged G, optimizers and scalers, and the
-states of the only random streams the loop draws from (on their device), one a lane; the rows so
-far, and the generator of the best epoch. The position in the data is the number of epochs, since
-checkpoints are taken between epochs.
+Also the states of the only random streams the loop draws from (on their device); the position in
+the data is the number of epochs, since checkpoints are taken between epochs.
 
 It is what `torch.save` writes: a zip archive, which has a CRC of each of its records. `torch.load`
-alone would read most damage in silence; `load` checks them first. It is read without executing code
-(`weights_only=True`).
+alone would read most damage in silence; `load` checks them first, and executes no code.
 """
 
 import io

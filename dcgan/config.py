@@ -150,12 +150,7 @@ def check_lanes(lanes: Sequence[TrainConfig]) -> None:
 
 def read_lanes(path: Path) -> list[TrainConfig]:
     """Reads the lanes of a run: one JSON object of settings, or a list of them, from a file or a
-    folder with `config.json` or `params.json`.
-
-    Raises:
-        FileNotFoundError: there is no such file.
-        ValueError: the file holds no such JSON, an unknown key or a value that is not allowed.
-    """
+    folder that has one; FileNotFoundError or ValueError where it holds none."""
     names = (path, path / "config.json", path / PARAMS_FILE)
     found = next((name for name in names if name.is_file()), None)
     if found is None:

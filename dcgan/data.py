@@ -45,8 +45,8 @@ Arrays = dict[str, NDArray[np.uint8]]
 class Dataset(NamedTuple):
     """A data set: how a split of it is loaded from files under a folder, and what it holds."""
 
+    # images (N, C, H, H) or (N, H, H), uint8, and labels (N,)
     load: Callable[[str, Path], tuple[Tensor, Tensor]]
-    """Images (N, C, H, H) or (N, H, H), uint8, and labels (N,)."""
     size: int  # H: the default of `image_size`
     channels: int  # C: the default of `channels`
     classes: int
@@ -65,8 +65,7 @@ class Source(NamedTuple):
     dataset: str
     image_size: int = 28
     channels: int = 1
-    data_dir: Path | None = None
-    """Folder above `MNIST/raw`; None takes `default_data_dir`."""
+    data_dir: Path | None = None  # the folder above `MNIST/raw`; None takes `default_data_dir`
     device: torch.device = torch.device("cpu")
 
 
@@ -81,15 +80,12 @@ def load_split(source: Source, split: str) -> Split:
 
     Raises:
         ValueError: unknown data set or split.
-        OSError: files are missing and cannot be fetched, or are damaged; the message names them and
-            the way out.
+        OSError: files are missing and cannot be fetched, or are damaged.
     """
-    if split not in SPLITS:
-        raise ValueError(f"split is {split!r}; allowed: {', '.join(SPLITS)}")
-    if source.dataset not in DATASETS:
-        raise ValueError(f"dataset is {source.dataset!r}; allowed: {', '.join(DATASETS)}")
-    dataset = DATASETS[source.dataset]
-    images, labels = dataset.load(split, source.data_dir or default_data_dir())
+    for name, value, allowed in (("split", split, SPLITS), ("dataset", source.dataset, DATASETS)):
+        if value not in allowed:
+            raise ValueError(f"{name} is {value!r}; allowed: {', '.join(allowed)}")
+    images, labels = DATASETS[source.dataset].load(split, source.data_dir or default_data_dir())
     if images.ndim == 3:
         images = images[:, None]  # (N, 1, H, H)
     images = in_channels(resize(images, source.image_size), source.channels)  # (N, C, S, S)
@@ -100,10 +96,8 @@ def check_batch(batch_size: int, source: Source) -> None:
     """Refuses a batch that is larger than the training split by a ValueError."""
     images = len(load_split(source, "train").images)
     if batch_size > images:
-        raise ValueError(
-            f"batch_size is {batch_size}; "
-            f"the training split of {source.dataset} holds {images} images"
-        )
+        held = f"the training split of {source.dataset} holds {images} images"
+        raise ValueError(f"batch_size is {batch_size}; {held}")
 
 
 def resize(images: Tensor, size: int) -> Tensor:
@@ -115,16 +109,14 @@ def resize(images: Tensor, size: int) -> Tensor:
 
 
 def in_channels(images: Tensor, channels: int) -> Tensor:
-    """Repeats grey uint8 images over the channels, or averages colours to grey. (N, C, S, S)
-    uint8"""
+    """Repeats grey over the channels, or averages colours to grey. (N, C, S, S) uint8"""
     if channels == 1 and images.shape[1] > 1:
         images = images.float().mean(1, keepdim=True).round_().to(torch.uint8)
     return images.expand(-1, channels, -1, -1).contiguous()
 
 
 def to_unit_range(images: Tensor) -> Tensor:
-    """Maps uint8 images to [-1, 1], the range of G's tanh; leaves others as they are. (N, C, S, S)
-    float32"""
+    """Maps uint8 images to [-1, 1], the range of G's tanh; leaves others as they are. float32"""
     if images.dtype != torch.uint8:
         return images.float()
     return images.float().div_(127.5).sub_(1)
@@ -173,7 +165,7 @@ def load_mnist(split: str, data_dir: Path) -> tuple[Tensor, Tensor]:
             f"delete it to have it fetched again"
         )
     parts = {"train": slice(-MNIST_VALIDATION), "validation": slice(-MNIST_VALIDATION, None)}
-    part = parts.get(split, slice(None))
+    part = parts.get(split, slice(None))  # the test file is one split
     return read_image_file(str(folder / images))[part], read_label_file(str(folder / labels))[part]
 
 

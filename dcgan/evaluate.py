@@ -1,5 +1,4 @@
-"""The evaluation protocol: fixed noise through G, compared with a held-out split on the yardstick's
-features.
+"""The evaluation protocol: fixed noise through G, on the yardstick's features, against real images.
 
 As many images are generated as the split holds (mnist 10,000, mnist-mini 2,000), since a Fréchet
 distance depends on the count: values of different counts don't compare. G runs in evaluation mode
@@ -114,8 +113,7 @@ def evaluation_noise(count: int, latent_size: int, device: torch.device) -> Tens
 
 @torch.inference_mode()
 def generate(generator: nn.Module, noise: Tensor) -> Tensor:
-    """Images (M, C, S, S) in [-1, 1] from noise (M, Z), with running batch-norm statistics; leaves
-    G's mode as it was."""
+    """Images (M, C, S, S) from noise (M, Z), with running batch-norm statistics."""
     training = generator.training
     generator.eval()
     images = torch.cat([generator(batch) for batch in torch.split(noise, batch_size(noise.device))])
@@ -124,11 +122,8 @@ def generate(generator: nn.Module, noise: Tensor) -> Tensor:
 
 
 def great_circles(a: Tensor, b: Tensor, steps: int) -> Tensor:
-    """Noises along the great circles from a (P, Z) to b (P, Z). (P, steps, Z)
-
-    Spherical interpolation (White 2016, arXiv 1609.04468) keeps the norm that G has seen in
-    training.
-    """
+    """Noises along the great circles from a (P, Z) to b (P, Z), which keep the norm that G has seen
+    in training (White 2016, arXiv 1609.04468). (P, steps, Z)"""
     a, b = a[:, None], b[:, None]  # (P, 1, Z)
     angle = nn.functional.cosine_similarity(a, b, dim=-1).acos()[..., None]  # (P, 1, 1)
     t = torch.linspace(0, 1, steps, device=a.device)[:, None]  # (steps, 1)
@@ -139,8 +134,7 @@ def great_circles(a: Tensor, b: Tensor, steps: int) -> Tensor:
 
 @torch.inference_mode()
 def path_length(generator: nn.Module, latent_size: int, device: torch.device) -> float:
-    """Mean length in feature space of what G makes of `PATHS` great circles between noises: less is
-    smoother."""
+    """Mean length in feature space of what G makes of `PATHS` great circles between noises."""
     noise = evaluation_noise(2 * PATHS, latent_size, device)
     circles = great_circles(noise[:PATHS], noise[PATHS:], STEPS)  # (P, T, Z)
     features, _ = extract(load_yardstick(device), generate(generator, circles.flatten(0, 1)))
@@ -149,12 +143,8 @@ def path_length(generator: nn.Module, latent_size: int, device: torch.device) ->
 
 @torch.inference_mode()
 def score(images: Tensor, reference: Reference) -> Row:
-    """All quality metrics of images (M, C, S, S), uint8 or in [-1, 1], against the reference, by
-    column name.
-
-    Raises:
-        FloatingPointError: a non-finite value in an image, which some metrics would hide.
-    """
+    """All quality metrics of images (M, C, S, S), uint8 or in [-1, 1], by column name;
+    FloatingPointError at a non-finite value, which some metrics would hide."""
     features, probabilities = extract(load_yardstick(images.device), images)
     if not features.isfinite().all():
         raise FloatingPointError(
@@ -166,10 +156,10 @@ def score(images: Tensor, reference: Reference) -> Row:
     return {
         "fid": metrics.frechet_distance(reference.gaussian, metrics.gaussian(features)),
         "kid": metrics.kernel_distance(reference.features, features, reference.within),
-        "sample_precision": near.precision,
-        "sample_recall": near.recall,
-        "sample_density": near.density,
-        "sample_coverage": near.coverage,
+        "sample_precision": near["precision"],
+        "sample_recall": near["recall"],
+        "sample_density": near["density"],
+        "sample_coverage": near["coverage"],
         "classifier_score": metrics.classifier_score(probabilities),
         "confident_share": metrics.confident_share(probabilities),
         "sharpness": mean_energy(images) / reference.energy,

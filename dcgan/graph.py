@@ -1,8 +1,7 @@
 """CUDA graphs: a training step of some hundred small kernels, launched as one.
 
-A step on 28 x 28 digits takes a GPU less time than Python takes to launch it. Captured once and
-replayed, it costs the host three launches. What is captured may not wait for the device, draw from
-a random stream, or change shape.
+A step on 28 x 28 digits takes a GPU less time than Python takes to launch it. What is captured may
+not wait for the device, draw from a random stream, or change shape.
 """
 
 from collections.abc import Callable
@@ -15,11 +14,9 @@ WARM_UP = 3
 
 
 class Graphed:
-    """A function of tensors that returns nothing, called with the same shapes each time.
-
-    The first `WARM_UP` calls run as written, on a stream of their own as capturing requires; then
-    it is captured, and each call copies its arguments into the captured ones and replays.
-    """
+    """A function of tensors that returns nothing, called with the same shapes each time: first as
+    written, on a stream of its own as capturing requires; then captured, and each call copies its
+    arguments into the captured ones and replays."""
 
     def __init__(self, function: Callable[..., None]) -> None:
         self.function = function

@@ -36,8 +36,7 @@ def sample(generator: Generator, latent_size: int, count: int, seed: int | None 
 
 
 def interpolate(generator: Generator, latent_size: int, steps: int, rows: int, seed: int) -> Tensor:
-    """`rows` strips of `steps` images between two random noises each, along the great circle. (rows
-    * steps, C, S, S)"""
+    """Strips of images along great circles between random noises. (rows * steps, C, S, S)"""
     rng = torch.Generator().manual_seed(seed)
     a, b = torch.randn(2, rows, latent_size, generator=rng)
     return generate(generator, great_circles(a, b, steps).flatten(0, 1))

@@ -1,16 +1,13 @@
-"""Many GANs as one network: L lanes side by side, each with weights, statistics and an optimizer of
-its own.
+"""Many GANs as one network: L lanes side by side, each with its own weights, statistics, optimizer.
 
 Convolutions have L groups, batch norms L times the channels, linear layers are L maps. Nothing
 passes from one lane to another, so with losses summed over lanes each trains as it would alone.
-Every parameter and statistic holds the lanes' own one after another along its first dimension:
-`join_lanes` and `split_lane` go between the two forms, and torch's own optimizers serve unchanged,
-over views of one lane's part (`LaneOptimizer`).
+Every parameter and statistic holds the lanes' own one after another along its first dimension.
 
 Maps are kept channels last throughout, also where they become vectors: a CPU takes ten times as
 long for an activation's gradient where one side is laid out otherwise (docs/log.md).
 
-Shapes: N batch, L lanes, W width, M width of the smallest map, I inputs, O outputs.
+Shapes: N batch, L lanes, W width, M side of the smallest map, I inputs, O outputs.
 """
 
 from collections.abc import Mapping, Sequence
@@ -67,8 +64,7 @@ class FromMap(nn.Module):
 
 
 def join_lanes(nets: Sequence[Weights]) -> dict[str, Tensor]:
-    """The weights of a net of all lanes from those of each one's own. (Counts of batches have no
-    dimension.)"""
+    """The weights of a net of all lanes from each one's own; counts have no dimension."""
     return {
         name: torch.cat([net[name] for net in nets]) if tensor.dim() else tensor
         for name, tensor in nets[0].items()
@@ -96,12 +92,9 @@ def make_optimizer(
 
 
 class LaneOptimizers:
-    """One of torch's optimizers for each lane of a net, over views of the lane's part of each
-    parameter.
-
-    One a lane, so that each has rates of its own, and float16's scaler skips the update of a lane
-    whose gradients overflow, and no other.
-    """
+    """One of torch's optimizers for each lane of a net, over views of its part of each parameter:
+    each lane has rates of its own, and float16's scaler skips the update of a lane whose gradients
+    overflow, and no other."""
 
     def __init__(
         self, net: nn.Module, lanes: Sequence[TrainConfig], rates: Sequence[float]
@@ -120,8 +113,7 @@ class LaneOptimizers:
         self.scalers = [precision.scaler(config.precision, device) for config in lanes]
 
     def descend(self, losses: Tensor) -> None:
-        """Updates each lane by its loss (L,), which depends on its own part of the parameters
-        alone."""
+        """Updates each lane by its loss (L,), which depends on its own parameters alone."""
         for parameter in self.parameters:
             parameter.grad = None
         pairs = zip(self.scalers, losses, strict=True)
@@ -143,8 +135,7 @@ class LaneOptimizers:
         ]
 
     def load_state_dict(self, saved: Sequence[Mapping[str, Any]]) -> None:
-        """Takes over what was gathered; the settings stay, which are the config's and the
-        device's."""
+        """Takes over what was gathered; settings stay those of the config and the device."""
         for content, optimizer, scaler in zip(saved, self.optimizers, self.scalers, strict=True):
             settings = optimizer.state_dict()["param_groups"]
             optimizer.load_state_dict({**content["optimizer"], "param_groups": settings})

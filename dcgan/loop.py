@@ -43,26 +43,23 @@ def train(
     data_dir: Path | str | None = None,
     device: torch.device | None = None,
 ) -> list[Row]:
-    """Trains lanes side by side and returns their rows, one a lane and epoch, with the columns of
-    `dcgan.schema`.
+    """Trains lanes side by side; returns their rows, one a lane and epoch (see `dcgan.schema`).
 
     Args:
-        lanes: configs that differ in their `LANE_FIELDS` alone; with the device, all that the
-            result depends on.
+        lanes: with the device, all that the result depends on.
         report: called with each new row, once the epoch's checkpoint is written.
         checkpoint_dir: folder of `checkpoint.pt`, rewritten each epoch; None writes none.
         resume_from: a checkpoint (file or folder) of the same lanes to go on from; its rows are
             returned, not reported.
         data_dir: folder above `MNIST/raw`; None takes `DCGAN_DATA_DIR` or `~/.cache/dcgan`.
-        device: where to train; None takes CUDA's current device if there is one, else the CPU.
+        device: None takes CUDA's current device if there is one, else the CPU.
 
     Raises:
-        ValueError: the lanes differ in more, the device cannot do the precision, the batch is
-            larger than the data, or the checkpoint is damaged or of another config.
+        ValueError: lanes that differ in more than `LANE_FIELDS`, a precision that the device lacks,
+            a batch larger than the data, a checkpoint that is damaged or of another config.
         OSError: data or checkpoint are missing or damaged.
-        FloatingPointError: a loss, an image or a metric became non-finite; earlier rows are
-            reported and kept.
-        MemoryError: the device has too little memory; so are they.
+        FloatingPointError: a loss, an image or a metric became non-finite.
+        MemoryError: the device has too little memory.
     """
     check_lanes(lanes)
     config = lanes[0]
@@ -196,10 +193,8 @@ def make_update(state: State, images: Tensor, *, graphed: bool = True) -> Update
 
 
 def update_both(state: State, images: Tensor, index: Tensor, noise: Tensor) -> None:
-    """One update of D and one of G, on the images at index (N, L) and with noise (N, L Z).
-
-    Never waits for the device, but for float16's scalers.
-    """
+    """One update of D and one of G, on the images at index (N, L) and with noise (N, L Z); never
+    waits for the device, but for float16's scalers."""
     G, D, config, device = state.generator, state.discriminator, state.config, images.device
     loss = LOSSES[config.loss]
     batch = images[index].flatten(1, 2).contiguous(memory_format=torch.channels_last)

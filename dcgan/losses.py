@@ -13,10 +13,8 @@ from torch.nn import functional as F
 class Loss(NamedTuple):
     """What D and G minimise; both return float32 of shape (L,)."""
 
-    discriminator: Callable[[Tensor, Tensor], Tensor]
-    """Of the logits for real and for generated images, (N, L) each."""
-    generator: Callable[[Tensor], Tensor]
-    """Of the logits for generated images, (N, L)."""
+    discriminator: Callable[[Tensor, Tensor], Tensor]  # of logits for real and generated images
+    generator: Callable[[Tensor], Tensor]  # of logits for generated images, (N, L)
 
 
 def discriminator_loss(real_logits: Tensor, fake_logits: Tensor) -> Tensor:

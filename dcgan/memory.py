@@ -44,8 +44,7 @@ def process_bytes(device: torch.device) -> int:
 
 
 def limit(share: float) -> None:
-    """Keeps this process to a share of its GPU, so that one that takes too much fails alone and not
-    its neighbours."""
+    """Keeps this process to a share of its GPU: one that takes too much fails alone."""
     total = torch.cuda.get_device_properties(torch.cuda.current_device()).total_memory
     context = CUDA_CONTEXT_BYTES / total
     torch.cuda.set_per_process_memory_fraction(max(share / 2, share - context))

@@ -1,19 +1,15 @@
-"""Quality metrics of generated images: pure functions of feature and probability arrays, on any
-device.
+"""Quality metrics of generated images: pure functions of feature and probability arrays.
 
 Shapes: N real and M generated images, F features, K classes. Every function takes float32 tensors;
 what is summed over many items or subtracted is in float64. Features are expected to be finite:
 `dcgan.evaluate.score` refuses others.
 
 - Fréchet distance: Heusel et al. 2017, arXiv 1706.08500, equation 6 (without the square root).
-- Kernel distance (KID): Bińkowski et al. 2018, arXiv 1801.01401, the unbiased estimator over all
-  pairs.
+- Kernel distance (KID): Bińkowski et al. 2018, arXiv 1801.01401, unbiased, over all pairs.
 - Precision and recall: Kynkäänniemi et al. 2019, arXiv 1904.06991. Density and coverage: Naeem et
   al. 2020, arXiv 2002.09797.
-- Classifier score: Salimans et al. 2016, arXiv 1606.03498, with a digit classifier in place of
-  Inception.
-- Path length: Karras et al. 2019, arXiv 1812.04948, section 4.1, here of whole paths in the
-  yardstick's features.
+- Classifier score: Salimans et al. 2016, arXiv 1606.03498, of the yardstick, not of Inception.
+- Path length: Karras et al. 2019, arXiv 1812.04948, section 4.1, here of whole paths.
 """
 
 from typing import NamedTuple
@@ -39,15 +35,6 @@ class Gaussian(NamedTuple):
     covariance: Tensor  # (F, F)
 
 
-class Manifold(NamedTuple):
-    """Precision and recall, density and coverage."""
-
-    precision: float
-    recall: float
-    density: float
-    coverage: float
-
-
 def gaussian(features: Tensor) -> Gaussian:
     """Sample mean and unbiased covariance of features (N, F)."""
     x = features.double()
@@ -55,8 +42,7 @@ def gaussian(features: Tensor) -> Gaussian:
 
 
 def frechet_distance(real: Gaussian, fake: Gaussian) -> float:
-    """|m1 - m2|^2 + tr(C1 + C2 - 2 (C1 C2)^(1/2)), the squared 2-Wasserstein distance of two
-    Gaussians.
+    """|m1 - m2|^2 + tr(C1 + C2 - 2 (C1 C2)^(1/2)), two Gaussians' squared 2-Wasserstein distance.
 
     tr (C1 C2)^(1/2) is the sum of the roots of the eigenvalues of the symmetric R C2 R with R =
     C1^(1/2), which stays real where the covariances are singular. Rounding can leave the distance
@@ -110,9 +96,8 @@ def neighbour_radii(features: Tensor, k: int = NEIGHBOURS) -> Tensor:
 
 def manifold(
     real: Tensor, fake: Tensor, real_radii: Tensor, fake_radii: Tensor, k: int = NEIGHBOURS
-) -> Manifold:
-    """Precision, recall, density and coverage of features (N, F) and (M, F), with their
-    `neighbour_radii`."""
+) -> dict[str, float]:
+    """Precision, recall, density and coverage of features (N, F), (M, F) with `neighbour_radii`."""
     # (M,) real neighbourhoods around each generated image
     inside_real = torch.zeros(len(fake), device=fake.device)
     recalled, covered = [], []
@@ -121,12 +106,12 @@ def manifold(
         inside_real += (distances < radii[:, None]).sum(0)
         recalled.append((distances < fake_radii).any(1))
         covered.append(distances.amin(1) < radii)
-    return Manifold(
-        precision=(inside_real > 0).double().mean().item(),
-        recall=torch.cat(recalled).double().mean().item(),
-        density=inside_real.double().mean().item() / k,
-        coverage=torch.cat(covered).double().mean().item(),
-    )
+    return {
+        "precision": (inside_real > 0).double().mean().item(),
+        "recall": torch.cat(recalled).double().mean().item(),
+        "density": inside_real.double().mean().item() / k,
+        "coverage": torch.cat(covered).double().mean().item(),
+    }
 
 
 def classifier_score(probabilities: Tensor) -> float:
@@ -177,11 +162,7 @@ def kl_from_uniform(shares: Tensor) -> float:
 
 def collapsed(shares: Tensor, real_radii: Tensor, fake_radii: Tensor) -> bool:
     """Mode collapse: fewer than half of the classes appear, or the typical image nearly repeats its
-    neighbours.
-
-    The second part catches one perfect image of each class, over and over, which neither the
-    histogram nor, by much, the Fréchet distance can see. It looks at the fifth neighbour, so up to
-    five copies of an image pass.
-    """
+    neighbours. The second part catches one perfect image of each class, over and over, which
+    neither the histogram nor, by much, the Fréchet distance can see; up to five copies pass."""
     repeats = bool(fake_radii.median() < REPEAT_RATIO * real_radii.median())
     return 2 * classes_covered(shares) < len(shares) or repeats

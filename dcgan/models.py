@@ -4,8 +4,7 @@ Batch norm in both nets except at G's output and D's input, ReLU in G, LeakyReLU
 the output, weights drawn from N(0, 0.02). D returns logits. The paper's 64-pixel, four-stage nets
 are here for any image size and depth, and for L lanes side by side (`dcgan.lanes`).
 
-Shapes: N batch, L lanes, Z latent size, C channels, S image size, W width, M side of the smallest
-map.
+Shapes: N batch, L lanes, Z latent size, C channels, S image size, W width, M smallest map's side.
 """
 
 from collections.abc import Sequence
@@ -24,11 +23,8 @@ def map_sizes(image_size: int, depth: int) -> list[int]:
 
 
 class Generator(nn.Module):
-    """G: noise (N, L Z) to images (N, L C, S, S) in [-1, 1].
-
-    Project and reshape, `depth` transposed convolutions of stride 2, and `extra_convs` 3x3 blocks
-    of stride 1 on the last hidden map.
-    """
+    """G: noise (N, L Z) to images (N, L C, S, S) in [-1, 1]: a projection, `depth` transposed
+    convolutions of stride 2, and `extra_convs` 3x3 blocks of stride 1 on the last hidden map."""
 
     def __init__(self, config: TrainConfig, lanes: int = 1) -> None:
         super().__init__()
@@ -61,8 +57,7 @@ class Generator(nn.Module):
 def up_convolution(
     lanes: int, inputs: int, outputs: int, size: int, larger: int, *, bias: bool
 ) -> nn.ConvTranspose2d:
-    """A transposed convolution of stride 2 in each lane, from maps of one size to a larger one,
-    twice it or one more."""
+    """A transposed convolution in each lane, to maps twice the size or one pixel more."""
     padding = larger - 2 * size
     return nn.ConvTranspose2d(
         lanes * inputs, lanes * outputs, 4, 2, 1, output_padding=padding, groups=lanes, bias=bias
@@ -104,24 +99,20 @@ def initialise(net: nn.Module, rng: torch.Generator) -> None:
 
 
 def build(lanes: Sequence[TrainConfig]) -> tuple[Generator, Discriminator]:
-    """Both nets of all lanes, on the CPU, with initial weights that each lane's seed alone
-    determines."""
-    singles = [build_one(lane) for lane in lanes]
+    """Both nets of all lanes, on the CPU; each lane's seed alone determines its weights."""
+    singles = []
+    for lane in lanes:
+        G, D = Generator(lane), Discriminator(lane)
+        rng = torch.Generator().manual_seed(lane.seed)
+        initialise(G, rng)
+        initialise(D, rng)
+        singles.append((G, D))
     if len(lanes) == 1:
         return singles[0]
-    generator, discriminator = Generator(lanes[0], len(lanes)), Discriminator(lanes[0], len(lanes))
-    generator.load_state_dict(join_lanes([G.state_dict() for G, _ in singles]))
-    discriminator.load_state_dict(join_lanes([D.state_dict() for _, D in singles]))
-    return generator, discriminator
-
-
-def build_one(config: TrainConfig) -> tuple[Generator, Discriminator]:
-    """Both nets of one lane."""
-    generator, discriminator = Generator(config), Discriminator(config)
-    rng = torch.Generator().manual_seed(config.seed)
-    initialise(generator, rng)
-    initialise(discriminator, rng)
-    return generator, discriminator
+    G, D = Generator(lanes[0], len(lanes)), Discriminator(lanes[0], len(lanes))
+    G.load_state_dict(join_lanes([G.state_dict() for G, _ in singles]))
+    D.load_state_dict(join_lanes([D.state_dict() for _, D in singles]))
+    return G, D
 
 
 @torch.no_grad()

@@ -7,7 +7,7 @@
 
 import contextlib
 import functools
-import time
+import timeit
 import warnings
 from collections.abc import Iterator
 
@@ -17,8 +17,7 @@ from torch.nn import functional as F
 from dcgan.config import PRECISIONS
 
 AUTOCAST_DTYPES = {"bfloat16": torch.bfloat16, "float16": torch.float16}
-# Times float32: hardware with bfloat16 units measures about 1, emulation from 10 to 100.
-SLOW = 3.0
+SLOW = 3.0  # times float32: bfloat16 units measure about 1, emulation 10 to 100
 
 
 def default_device() -> torch.device:
@@ -59,11 +58,7 @@ def cpu_bfloat16_slowdown() -> float:
 
 def _convolution_seconds(dtype: torch.dtype) -> float:
     images, kernel = torch.ones(16, 32, 14, 14, dtype=dtype), torch.ones(64, 32, 4, 4, dtype=dtype)
-    times = []
-    for _ in range(11):
-        start = time.perf_counter()
-        F.conv2d(images, kernel, stride=2)
-        times.append(time.perf_counter() - start)
+    times = timeit.repeat(lambda: F.conv2d(images, kernel, stride=2), number=1, repeat=11)
     return min(times[1:])  # the first warms up
 
 
@@ -86,8 +81,7 @@ def usable(device: torch.device) -> tuple[str, ...]:
 
 
 def set_up(precision: str, device: torch.device) -> None:
-    """Sets the process-wide switches that `precision` needs; ValueError where `device` cannot do
-    it."""
+    """Sets the process-wide switches that `precision` needs; ValueError if `device` lacks it."""
     if reason := unsupported(precision, device):
         raise ValueError(reason)
     if reason := absurdly_slow(precision, device):
@@ -97,8 +91,7 @@ def set_up(precision: str, device: torch.device) -> None:
 
 @contextlib.contextmanager
 def full_float32() -> Iterator[None]:
-    """Float32 products without TF32's rounding, whatever `set_up` chose: metrics must not depend on
-    the precision."""
+    """Products without TF32's rounding: metrics must not depend on a run's precision."""
     before = torch.backends.cuda.matmul.allow_tf32, torch.backends.cudnn.allow_tf32
     _allow_tf32(False, False)
     try:

@@ -18,8 +18,7 @@ from dcgan.config import TrainConfig
 from dcgan.lanes import LaneOptimizers, split_lane
 from dcgan.models import Generator, build
 
-# the random stream of order and noise; stream 0, the seed itself, draws the weights
-LOOP_STREAM = 1
+LOOP_STREAM = 1  # of order and noise; stream 0, the seed itself, draws the weights
 MEANS = ("generator_loss", "discriminator_loss", "d_real", "d_fake")
 CPU_WIDTH = 32  # channels of all lanes that a CPU trains as one network
 
@@ -34,16 +33,12 @@ class State:
     lanes: Sequence[TrainConfig]
     generator: nn.Module
     discriminator: nn.Module
-    average: nn.Module | None
-    """The averaged copy of G, if the config asks for one."""
+    average: nn.Module | None  # the averaged copy of G, if the config asks for one
     generator_optimizers: LaneOptimizers
     discriminator_optimizers: LaneOptimizers
-    rngs: list[torch.Generator]
-    """One of each lane, for its order and noise."""
-    updates: Tensor
-    """Their number so far, (), on the device."""
-    sums: Tensor
-    """Sums of `MEANS` over an epoch's batches, (4, L), on the device, which reading waits for."""
+    rngs: list[torch.Generator]  # one of each lane, for its order and noise
+    updates: Tensor  # their number so far, on the device
+    sums: Tensor  # (4, L), of `MEANS` over an epoch's batches, on the device: reading waits for it
 
     @property
     def config(self) -> TrainConfig:
@@ -52,12 +47,9 @@ class State:
 
 
 def new_states(lanes: Sequence[TrainConfig], device: torch.device) -> list[State]:
-    """The states of all lanes before the first epoch, in as many networks as pay; determined by
-    config and device.
-
-    One on CUDA. On a CPU a network has as many lanes as its cache holds: with more than that it
-    trains fewer images a second than one lane at a time (docs/log.md).
-    """
+    """The states of all lanes before the first epoch: of one network on CUDA. On a CPU a network
+    has as many lanes as the cache holds: with more it trains fewer images a second than one lane at
+    a time (docs/log.md)."""
     most = len(lanes)
     if device.type != "cuda":
         widest = max(lanes[0].generator_width, lanes[0].discriminator_width)
@@ -84,10 +76,8 @@ def new_state(lanes: Sequence[TrainConfig], device: torch.device) -> State:
 
 
 def to_device(net: nn.Module, device: torch.device) -> nn.Module:
-    """The net on the device, channels last: the layout of tensor cores, and a third faster on a CPU
-    (docs/log.md)."""
-    moved: nn.Module = net.to(device, memory_format=torch.channels_last)  # type: ignore[call-overload]
-    return moved
+    """The net, channels last: for tensor cores, and a third faster on a CPU (docs/log.md)."""
+    return net.to(device, memory_format=torch.channels_last)  # type: ignore[call-overload, no-any-return]
 
 
 def random_stream(seed: int, device: torch.device) -> torch.Generator:
@@ -120,12 +110,7 @@ def contents(state: State) -> dict[str, Any]:
 
 
 def restore(states: list[State], lanes: Sequence[TrainConfig], path: Path | str) -> dict[str, Any]:
-    """Brings new states to where a checkpoint was taken; returns the checkpoint.
-
-    Raises:
-        FileNotFoundError, ValueError: no checkpoint, a damaged one, or one of another config or
-        kind of device.
-    """
+    """Brings new states to where a checkpoint was taken; returns the checkpoint."""
     saved = checkpoint.load(path)
     checkpoint.check_same_run(path, saved, lanes)
     device = states[0].sums.device.type

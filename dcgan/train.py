@@ -1,5 +1,4 @@
-"""`python -m dcgan.train`: trains one DCGAN, or several seeds of it side by side, outside any
-search."""
+"""`python -m dcgan.train`: trains one DCGAN, or several seeds of it side by side, on its own."""
 
 import argparse
 import dataclasses
@@ -13,23 +12,14 @@ from pathlib import Path
 
 import torch
 
-from dcgan import checkpoint, cli
+from dcgan import checkpoint, cli, schema
 from dcgan.config import LANE_FIELDS, TrainConfig, read_lanes, replicate, write_lanes
 from dcgan.evaluate import device_name
 from dcgan.files import write_rows
 from dcgan.images import sample, save_grid
 from dcgan.loop import train
 from dcgan.precision import default_device
-from dcgan.schema import (
-    BEST_SAMPLES,
-    CHECKPOINT_FILE,
-    ERROR_FILE,
-    PARAMS_FILE,
-    ROWS_FILE,
-    SAMPLES_FOLDER,
-    Row,
-    samples_name,
-)
+from dcgan.schema import Row
 from dcgan.settings import check_bounds
 
 
@@ -84,11 +74,27 @@ def wanted_lanes(args: argparse.Namespace) -> list[TrainConfig]:
     return replicate(lanes[0], args.replicas)
 
 
+def check_run(args: argparse.Namespace, lanes: Sequence[TrainConfig]) -> None:
+    """Refuses flags that do not go together, and a folder that holds another run."""
+    check_bounds("--samples-every", args.samples_every, 0)
+    if args.resume and args.config:
+        raise ValueError(
+            f"--config {args.config} does not go with --resume: "
+            f"the run in {args.out} has its own settings"
+        )
+    if args.resume:
+        checkpoint.check_same_run(args.out, checkpoint.load(args.out), lanes)
+    elif (args.out / schema.CHECKPOINT_FILE).exists():
+        raise ValueError(
+            f"{args.out} already holds a run; "
+            f"go on with it by --resume, or choose another folder by --out"
+        )
+
+
 def recorded_threads(folder: Path) -> int | None:
-    """The number of CPU threads that the run in `folder` began with, or None where its first row
-    does not name it. The file may be cut off later, by a kill."""
+    """The number of CPU threads that the run in `folder` began with, if its first row names it."""
     try:
-        with (folder / ROWS_FILE).open(encoding="utf-8") as rows:
+        with (folder / schema.ROWS_FILE).open(encoding="utf-8") as rows:
             threads = json.loads(rows.readline())["threads"]
     except (OSError, ValueError, TypeError, KeyError):
         return None
@@ -103,28 +109,11 @@ def main() -> None:
             run(args)
         except KeyboardInterrupt:
             message = "\nstopped"
-            if (args.out / CHECKPOINT_FILE).exists():
+            if (args.out / schema.CHECKPOINT_FILE).exists():
                 folder = shlex.quote(str(args.out))
                 message += f"; go on with: {parser.prog} --resume --out {folder}"
             print(message, file=sys.stderr)
             sys.exit(130)
-
-
-def check_run(args: argparse.Namespace, lanes: Sequence[TrainConfig]) -> None:
-    """Refuses flags that do not go together, and a folder that holds another run."""
-    check_bounds("--samples-every", args.samples_every, 0)
-    if args.resume and args.config:
-        raise ValueError(
-            f"--config {args.config} does not go with --resume: "
-            f"the run in {args.out} has its own settings"
-        )
-    if args.resume:
-        checkpoint.check_same_run(args.out, checkpoint.load(args.out), lanes)
-    elif (args.out / CHECKPOINT_FILE).exists():
-        raise ValueError(
-            f"{args.out} already holds a run; "
-            f"go on with it by --resume, or choose another folder by --out"
-        )
 
 
 def run(args: argparse.Namespace) -> None:
@@ -134,7 +123,7 @@ def run(args: argparse.Namespace) -> None:
     out: Path = args.out
     out.mkdir(parents=True, exist_ok=True)
     device = default_device()
-    write_lanes(out / PARAMS_FILE, lanes)
+    write_lanes(out / schema.PARAMS_FILE, lanes)
     where = device_name(device)
     if args.config and (threads := recorded_threads(args.config)):
         torch.set_num_threads(threads)
@@ -147,16 +136,16 @@ def run(args: argparse.Namespace) -> None:
     if args.resume:
         rows = checkpoint.load(out)["rows"]
         # the checkpoint is the truth: a kill between its writing and a row's would lose the row
-        write_rows(out / ROWS_FILE, rows)
+        write_rows(out / schema.ROWS_FILE, rows)
     done = rows[-1]["epoch"] if rows else 0
-    (out / ERROR_FILE).unlink(missing_ok=True)
+    (out / schema.ERROR_FILE).unlink(missing_ok=True)
     announce(done + 1, epochs)
     start = time.monotonic()
 
     def report(row: Row) -> None:
         rows.append(row)
         epoch = row["epoch"]
-        with (out / ROWS_FILE).open("a", encoding="utf-8") as file:
+        with (out / schema.ROWS_FILE).open("a", encoding="utf-8") as file:
             file.write(json.dumps(row) + "\n")
         if len(rows) < epoch * len(lanes):
             return
@@ -164,7 +153,7 @@ def run(args: argparse.Namespace) -> None:
         print(progress_line(rows[-len(lanes) :], epochs, elapsed, done), flush=True)
         announce(epoch + 1, epochs)
         if args.samples_every and epoch % args.samples_every == 0:
-            draw_samples(out, samples_name(epoch), last=True)
+            draw_samples(out, schema.samples_name(epoch), last=True)
 
     try:
         train(
@@ -177,16 +166,16 @@ def run(args: argparse.Namespace) -> None:
         )
     except (FloatingPointError, MemoryError) as error:
         # as a trial's, so that analysis reads the run as failed
-        (out / ERROR_FILE).write_text(f"{error}\n", encoding="utf-8")
+        (out / schema.ERROR_FILE).write_text(f"{error}\n", encoding="utf-8")
         raise
-    picture, best = draw_samples(out, BEST_SAMPLES)
+    picture, best = draw_samples(out, schema.BEST_SAMPLES)
     trained, evaluated = (
         cli.duration(sum(row[name] for row in rows)) for name in ("seconds_train", "seconds_eval")
     )
     epochs = rows[-1]["epoch"]
     print(
         f"{epochs} epoch{'s' * (epochs > 1)}: {trained} of training, {evaluated} of evaluation\n"
-        f"best epoch {best}; samples: {picture}; checkpoint: {out / CHECKPOINT_FILE}"
+        f"best epoch {best}; samples: {picture}; checkpoint: {out / schema.CHECKPOINT_FILE}"
     )
 
 
@@ -197,14 +186,8 @@ def announce(epoch: int, epochs: int) -> None:
 
 
 def progress_line(rows: Sequence[Row], epochs: int, elapsed: float, done: int) -> str:
-    """One line of progress: bar, quality, losses, speed and time left; means over lanes.
-
-    Args:
-        rows: those of one epoch, one a lane.
-        epochs: those of the whole run.
-        elapsed: seconds since the run was started or resumed.
-        done: epochs that were done by then.
-    """
+    """One line of progress from an epoch's rows, one a lane: bar, quality, losses, speed and time
+    left, which follows from the seconds elapsed since `done` of all epochs were done."""
     epoch = int(rows[0]["epoch"])
     filled = round(20 * epoch / epochs)
     left = elapsed / (epoch - done) * (epochs - epoch)
@@ -222,11 +205,10 @@ def progress_line(rows: Sequence[Row], epochs: int, elapsed: float, done: int) -
 
 
 def draw_samples(out: Path, name: str, *, last: bool = False) -> tuple[Path, int]:
-    """Draws a grid from the best epoch's generator, or the last one's; returns the picture's path
-    and the epoch."""
+    """Draws a grid of the best epoch's generator, or the last one's; returns its path and epoch."""
     generator, config, epoch = checkpoint.load_generator(out, last=last)
     images = sample(generator, config.latent_size, 64)
-    return save_grid(images, out / SAMPLES_FOLDER / name), epoch
+    return save_grid(images, out / schema.SAMPLES_FOLDER / name), epoch
 
 
 if __name__ == "__main__":

@@ -74,8 +74,7 @@ class Extracted(NamedTuple):
 
 
 def fold(features: nn.Sequential) -> None:
-    """Folds each batch norm, as it is in evaluation mode, into the convolution before it, which
-    saves a pass over each map."""
+    """Folds each batch norm, in evaluation mode, into the convolution before it: a pass less."""
     for i, (conv, norm) in enumerate(itertools.pairwise(list(features))):
         if isinstance(conv, nn.Conv2d) and isinstance(norm, nn.BatchNorm2d):
             features[i] = fuse_conv_bn_eval(conv, norm)
@@ -83,8 +82,7 @@ def fold(features: nn.Sequential) -> None:
 
 
 def batch_size(device: torch.device) -> int:
-    """Images to push through a net at once when nothing is learned: few stay in a CPU's cache, many
-    fill a GPU."""
+    """Images at once when nothing is learned: few stay in a CPU's cache, many fill a GPU."""
     return 100 if device.type == "cpu" else 1000
 
 
@@ -110,16 +108,13 @@ def load_yardstick(device: torch.device) -> Yardstick:
     yardstick.load_state_dict(unpack(read_asset(PATH, SHA256)))
     fold(yardstick.eval().features)
     yardstick.requires_grad_(False)
-    moved: Yardstick = yardstick.to(device, memory_format=torch.channels_last)  # type: ignore[call-overload]
-    return moved
+    return yardstick.to(device, memory_format=torch.channels_last)  # type: ignore[call-overload, no-any-return]
 
 
 def unpack(content: bytes) -> dict[str, Tensor]:
-    """The float32 and int64 tensors of a safetensors file, by name.
-
-    Read by hand, since dcgan must run where only PyTorch is installed. The format: 8 bytes of
-    header length, a JSON header of names, shapes and byte ranges, then the tensors.
-    """
+    """The float32 and int64 tensors of a safetensors file, by name: 8 bytes of header length, a
+    JSON header of names, shapes and byte ranges, then the tensors. No library, since dcgan must run
+    where only PyTorch is installed."""
     dtypes = {"F32": torch.float32, "I64": torch.int64}
     start = 8 + struct.unpack_from("<Q", content)[0]
     tensors = {}
@@ -148,8 +143,7 @@ def augment(images: Tensor, rng: torch.Generator) -> Tensor:
 def fit(
     split: Split, *, epochs: int, batch_size: int, learning_rate: float, seed: int
 ) -> Yardstick:
-    """Trains a yardstick, without label smoothing, which would erase from the features what tells
-    digits of one class apart."""
+    """Trains a yardstick. Label smoothing would erase what tells digits of one class apart."""
     device = split.images.device
     torch.manual_seed(seed)
     rng = torch.Generator(device).manual_seed(seed)
