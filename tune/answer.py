@@ -10,7 +10,7 @@ from dcgan import checkpoint
 from dcgan.config import read_lanes, write_lanes
 from dcgan.data import load_split, to_unit_range
 from dcgan.images import interpolate, sample, save_grid
-from dcgan.schema import BEST_FILE, CHECKPOINT_FILE, STUDY_FILE, TRIALS_PATTERN
+from dcgan.schema import BEST_FILE, CHECKPOINT_FILE, METRIC, STUDY_FILE, TRIALS_PATTERN
 from tune.plan import Plan, quoted
 
 GRID = 64  # images of a sample grid
@@ -25,15 +25,15 @@ def print_answer(plan: Plan) -> bool:
         return False
     table, text = tables.write(plan.folder)
     print(f"\n{text}\n")
-    ranked = table.dropna(subset=[plan.search.metric])
+    ranked = table.dropna(subset=[METRIC])
     if ranked.empty:
         print(f"see error.txt in the folders of {plan.folder}")
         return False
     best = ranked.iloc[0]
-    trial, value, epoch = best["trial"], best[plan.search.metric], best["best_epoch"]
+    trial, value, epoch = best["trial"], best[METRIC], best["best_epoch"]
     lanes = read_lanes(plan.folder / trial)
     write_lanes(plan.folder / BEST_FILE, lanes)
-    print(f"best: {trial}, {plan.search.metric} {value:.2f} at epoch {epoch}")
+    print(f"best: {trial}, {METRIC} {value:.2f} at epoch {epoch}")
     settings = lanes[0].to_dict()
     if len(lanes) > 1:
         settings["seed"] = f"{lanes[0].seed} to {lanes[-1].seed}"

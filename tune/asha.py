@@ -8,7 +8,7 @@ from ray.tune.experiment import Trial
 from ray.tune.schedulers import ASHAScheduler, TrialScheduler
 
 from dcgan.files import read_rows
-from dcgan.schema import ROWS_FILE
+from dcgan.schema import METRIC, OBJECTIVES, ROWS_FILE
 from tune.ledger import RETRY_OF
 from tune.plan import Plan
 from tune.schedulers import REDUCTION_FACTOR
@@ -22,8 +22,8 @@ class Halving(ASHAScheduler):
     def __init__(self, plan: Plan, searcher: StudySearch) -> None:
         super().__init__(
             time_attr="epoch",
-            metric=plan.search.metric,
-            mode=plan.search.mode,
+            metric=METRIC,
+            mode=OBJECTIVES[METRIC],
             max_t=plan.epochs,
             grace_period=plan.grace_period,
             reduction_factor=REDUCTION_FACTOR,
@@ -55,7 +55,7 @@ class Halving(ASHAScheduler):
         return max((row["epoch"] for row in rows), default=0)
 
     def on_trial_result(self, tune_controller: Any, trial: Trial, result: dict[str, Any]) -> str:
-        if not math.isfinite(result[self.searcher.plan.search.metric]):
+        if not math.isfinite(result[METRIC]):
             return str(TrialScheduler.STOP)
         return str(super().on_trial_result(tune_controller, trial, result))
 

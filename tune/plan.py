@@ -81,7 +81,7 @@ class Plan:
     search: Search
     sampler: str
     scheduler: Scheduler
-    objectives: tuple[str, ...] = (METRIC,)  # columns to optimise, the search's metric first
+    objectives: tuple[str, ...] = (METRIC,)  # columns to optimise, the metric first
     points: list[Point]  # settings tried before the sampler proposes any
     num_trials: int
     replicas: int = 1  # seeds that each trial trains side by side
@@ -90,7 +90,6 @@ class Plan:
     data_dir: Path | None = None  # above the data; None lets each machine use its own
     store: Store = dataclasses.field(compare=False)  # where everything is kept
     slots: int  # trials that can train at the same time
-    cpus: int = 1  # CPU threads of a trial
     gpus: float = 0.0  # share of a GPU that a trial asks for; 0 on a machine without one
     address: str = ""  # the cluster's; empty where Ray is started on this machine alone
     nodes: tuple[Node, ...] = ()  # the cluster's machines, as the plan was made
@@ -135,7 +134,7 @@ class Plan:
     @property
     def request(self) -> dict[str, float]:
         """What a trial asks of Ray."""
-        return {"cpu": self.cpus, "gpu": self.gpus}
+        return {"cpu": 1, "gpu": self.gpus}
 
     @property
     def resume_command(self) -> str:

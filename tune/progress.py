@@ -11,7 +11,7 @@ from ray.tune.experiment import Trial
 from tqdm import tqdm
 
 from dcgan.cli import duration, short
-from dcgan.schema import Row
+from dcgan.schema import METRIC, Row
 from tune.plan import Plan
 from tune.runner import cause_of
 from tune.study import StudySearch
@@ -61,7 +61,7 @@ class Progress(ray_tune.Callback):
         if result["epoch"] > self.reached.get(str(trial), 0):
             self.epochs += 1
             self.seconds += result["seconds_train"] + result["seconds_eval"]
-        self._note(str(trial), result["epoch"], result[self.plan.search.metric])
+        self._note(str(trial), result["epoch"], result[METRIC])
         self._show_status()
 
     def on_trial_complete(
@@ -70,7 +70,7 @@ class Progress(ray_tune.Callback):
         epoch = self.ended[str(trial)] = self.reached[str(trial)]
         value, best = self.best_of[str(trial)]
         verb = "finished" if epoch >= self.plan.epochs else f"stopped at epoch {epoch}"
-        self._end(trial, f"{verb}: best {self.plan.search.metric} {value:.2f} at epoch {best}")
+        self._end(trial, f"{verb}: best {METRIC} {value:.2f} at epoch {best}")
 
     def on_trial_error(
         self, iteration: int, trials: list[Trial], trial: Trial, **info: Any
@@ -93,7 +93,7 @@ class Progress(ray_tune.Callback):
         best, left = "no result yet", "starting"
         if self.best_of:
             value, epoch = min(self.best_of.values())
-            best = f"best {self.plan.search.metric} {value:.2f} (epoch {epoch})"
+            best = f"best {METRIC} {value:.2f} (epoch {epoch})"
         if self.epochs:
             left = f"about {duration(self._seconds_left())} left"
         return " · ".join([duration(time.monotonic() - self.start), trials, reached, best, left])

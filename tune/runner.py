@@ -150,7 +150,6 @@ def tuner(
         store=plan.store,
         data_dir=plan.data_dir,
         replicas=plan.replicas,
-        cpus=plan.cpus,
         gpus=plan.gpus,
         patience=plan.patience,
         keep=plan.keep,
@@ -248,7 +247,7 @@ def running_ray(plan: Plan) -> Iterator[None]:
     try:
         ray.init(
             "local",  # else it joins a cluster that happens to run on this machine
-            num_cpus=plan.slots * plan.cpus,
+            num_cpus=plan.slots,
             include_dashboard=False,
             log_to_driver=False,
             logging_level=logging.ERROR,

@@ -24,7 +24,6 @@ from optuna.distributions import (
 from optuna.trial import TrialState, create_trial
 
 from dcgan.config import TrainConfig
-from dcgan.schema import METRIC
 
 Point = dict[str, Any]
 
@@ -53,7 +52,7 @@ PRESETS = {preset.name: preset for preset in (DEMO, REPORT)}
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Search:
-    """What to vary, over which values, and what to call best.
+    """What to vary, and over which values.
 
     Called with an Optuna trial, it gives a complete config: Ray's `OptunaSearch` takes it as a
     define-by-run space.
@@ -66,8 +65,6 @@ class Search:
     grid: Mapping[str, Sequence[Any]]  # the original study's own values of each axis
     num_trials: int  # configs to try, unless the user or the grid says otherwise
     sampler: str = "tpe"  # the default one: `grid` where the space is a short list
-    metric: str = METRIC
-    mode: str = "min"
 
     @property
     def settings(self) -> float:

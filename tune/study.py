@@ -12,10 +12,10 @@ from optuna.search_space import IntersectionSearchSpace
 from optuna.trial import TrialState
 from ray.tune.search.optuna import OptunaSearch
 
-from dcgan.schema import OBJECTIVES, STUDY_FILE
+from dcgan.schema import METRIC, OBJECTIVES, STUDY_FILE
 from tune.ledger import RETRY_OF, record_epoch, running
 from tune.plan import Plan
-from tune.searches import Point, choices_of
+from tune.searches import Point
 
 REDRAWS = 10  # proposals that were tried before; then chance picks one that was not
 
@@ -108,20 +108,17 @@ class StudySearch(OptunaSearch):
 
     def _untried(self, number: int) -> Point:
         """A setting of a finite space that was not tried yet."""
-        axes = self.plan.search.axes
-        values = itertools.product(*(choices_of(axis) or () for axis in axes.values()))
-        points = [dict(zip(axes, point, strict=True)) for point in values]
-        return random.Random(number).choice([point for point in points if point not in self._tried])
+        points = [point for point in self.plan.search.points() if point not in self._tried]
+        return random.Random(number).choice(points)
 
     def on_trial_result(self, trial_id: str, result: dict[str, Any]) -> None:
         """Records an epoch. One reported again, after a restart, changes nothing."""
-        epoch, metric = int(result["epoch"]), self.plan.search.metric
-        best = self._best.get(trial_id)
-        if best is None or result[metric] < best[metric]:
+        epoch, best = int(result["epoch"]), self._best.get(trial_id)
+        if best is None or result[METRIC] < best[METRIC]:
             self._best[trial_id] = {name: result[name] for name in self.plan.objectives}
         if epoch not in self._recorded[trial_id]:
             for study, number in self._records(trial_id):
-                record_epoch(study, number, epoch, float(result[metric]))
+                record_epoch(study, number, epoch, float(result[METRIC]))
             self._recorded[trial_id].add(epoch)
 
     def on_trial_complete(
@@ -130,7 +127,7 @@ class StudySearch(OptunaSearch):
         """Records how a trial ended. Failures are recorded by `fail`, once their cause is known."""
         if error or result is None:
             return
-        if not math.isfinite(result[self.plan.search.metric]):
+        if not math.isfinite(result[METRIC]):
             self.fail(trial_id)
             return
         self.on_trial_result(trial_id, result)

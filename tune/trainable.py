@@ -49,7 +49,6 @@ class Task:
     store: Store  # of the search
     data_dir: Path | None
     replicas: int  # seeds that a trial trains side by side
-    cpus: int  # CPU threads of a trial
     gpus: float  # share of a GPU that a trial has
     patience: int  # of `check_collapse`
     keep: Collection[int]  # epochs that must be in the storage before they are reported
@@ -63,7 +62,7 @@ def trainable(params: dict[str, Any], *, task: Task) -> None:
     Ray tries failed trials again, for the sake of killed workers; one that diverged, collapsed or
     ran out of memory would only do so again, and fails at once.
     """
-    torch.set_num_threads(task.cpus)
+    torch.set_num_threads(1)
     if 0 < task.gpus < 1:
         memory.limit(task.gpus)
     store = task.store.trial(ray_tune.get_context().get_trial_name())
