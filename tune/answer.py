@@ -18,8 +18,7 @@ ROWS, STEPS = 8, 10  # strips of interpolated images, and images of each
 
 
 def print_answer(plan: Plan) -> bool:
-    """Prints the table, the best config, its samples and the paths of everything; returns whether
-    there is a best."""
+    """Prints the table, the best config and all paths; returns whether there is a best."""
     if not any(load.is_trial(folder) for folder in plan.folder.glob(TRIALS_PATTERN)):
         print("no trial has begun")
         return False

@@ -16,8 +16,7 @@ from tune.study import StudySearch
 
 
 class Halving(ASHAScheduler):
-    """ASHA (Li et al. 2020, arXiv 1810.05934) whose rungs are those of the study, and which stops
-    what is not finite."""
+    """ASHA (arXiv 1810.05934) with the study's rungs, which stops what is not finite."""
 
     def __init__(self, plan: Plan, searcher: StudySearch) -> None:
         super().__init__(

@@ -44,8 +44,7 @@ class Cluster:
         return len(self.nodes) > 1 or self.autoscales
 
     def check_ready(self) -> bool:
-        """Returns whether a trial can run on one of its machines by now; an OSError if none ever
-        will."""
+        """Returns whether a trial can run on a machine by now; an OSError if none ever will."""
         ready = any(node.gpus if self.gpus else node.cpus for node in self.nodes)
         if not ready and not self.autoscales:
             raise OSError(
@@ -59,15 +58,14 @@ class Cluster:
         self.nodes = living_nodes()
 
     def run_on_worker(self, function: Callable[..., Any], *args: Any) -> Any:
-        """Calls a function on a machine where trials run, with a GPU of its own if they use one;
-        waits until there is one."""
+        """Calls a function on a machine where trials run, with a GPU if they use one, once it is
+        up."""
         import ray
 
         return result(ray.remote(num_cpus=1, num_gpus=min(1, self.gpus))(function).remote(*args))
 
     def run_everywhere(self, function: Callable[..., Any], *args: Any) -> dict[str, Any]:
-        """Calls a function on every machine at the same time; returns what each of them returned or
-        raised, by its name."""
+        """Calls a function on all machines at once; gives what each returned or raised, by name."""
         calls = {node.name: self.start(node, function, *args) for node in self.nodes}
         answers: dict[str, Any] = {}
         for name, call in calls.items():
@@ -138,8 +136,7 @@ def result(call: Any, timeout: float | None = None) -> Any:
 
 
 def use_token() -> None:
-    """Turns token authentication on if there is a token, as `ray.init` does for its own
-    clusters."""
+    """Turns token authentication on if there is a token; Ray reads that as it is imported."""
     file = Path(os.environ.get("RAY_AUTH_TOKEN_PATH") or "~/.ray/auth_token").expanduser()
     if "RAY_AUTH_TOKEN" in os.environ or file.is_file():
         os.environ.setdefault("RAY_AUTH_MODE", "token")
@@ -214,8 +211,7 @@ def check_versions(cluster: Cluster) -> None:
 
 
 def check_data(cluster: Cluster, source: Source) -> None:
-    """Has every machine look for its data, and fetch them if need be, at the same time; an OSError
-    names one that cannot."""
+    """Has every machine look for its data, or fetch them; an OSError names one that cannot."""
     for name, answer in cluster.run_everywhere(find_data, source).items():
         if isinstance(answer, Exception):
             raise OSError(f"{name} has no {source.dataset}: {one_line(answer)}")
@@ -227,8 +223,7 @@ def find_data(source: Source) -> None:
 
 
 def check_storage(store: Mirror, cluster: Cluster | None) -> None:
-    """Has every machine list, read, write and delete in the storage, before anything depends on it;
-    an OSError names those that cannot."""
+    """Has every machine read, write and delete in the storage; an OSError names who cannot."""
     parent, _, name = store.location.rpartition("/")
     with tempfile.TemporaryDirectory() as folder:
         probe = Mirror(Path(folder), f"{parent}/.preflight-{name}-{secrets.token_hex(4)}")

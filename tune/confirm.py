@@ -79,8 +79,7 @@ def confirm_plan(plan: Plan, record: dict[str, Any]) -> Plan:
 
 
 def candidates(plan: Plan, top: int) -> list[dict[str, Any]]:
-    """The search's best finished trials, best first, and the baseline, last, each with the search's
-    own estimate."""
+    """The best finished trials in order, then the baseline, with the search's own estimates."""
     study, baseline = open_ledger(plan.folder), plan.search.baseline()
     finished = study.get_trials(states=[TrialState.COMPLETE])
     finished.sort(key=lambda trial: trial.values[0])

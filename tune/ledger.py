@@ -83,9 +83,11 @@ def record_epoch(study: optuna.Study, number: int, epoch: int, value: float) -> 
 
 
 def retry_failed(plan: "Plan") -> int:
-    """Begins each failed trial anew, under a new number, from its last checkpoint; returns how
-    many. The study keeps the failure; the folder is taken over, so that tables show each setting
-    once."""
+    """Begins each failed trial anew, from its last checkpoint; returns their number.
+
+    The study keeps the failure; the new trial takes over the folder, so that tables show each
+    setting once.
+    """
     study = open_ledger(plan.folder)
     retried = {trial.user_attrs.get(RETRY_OF) for trial in study.trials}
     failures = study.get_trials(states=[TrialState.FAIL])

@@ -21,8 +21,7 @@ REDRAW_SECONDS = 0.2  # where they can
 
 
 class Progress(ray_tune.Callback):
-    """Prints a line for each ended trial, and a status line that overwrites itself on a
-    terminal."""
+    """Prints a line for each ended trial, and a status line that a terminal overwrites."""
 
     def __init__(self, plan: Plan, searcher: StudySearch) -> None:
         self.plan = plan
@@ -103,8 +102,7 @@ class Progress(ray_tune.Callback):
         self.best_of[name] = min((value, epoch), self.best_of.get(name, (math.inf, 0)))
 
     def _seconds_left(self) -> float:
-        """Epochs still to train, guessed from the trials that ended, at the pace of the epochs so
-        far."""
+        """The epochs to train, guessed from the trials that ended, at the pace so far."""
         lengths = self.ended.values()
         typical = self.plan.expected_epochs()
         if len(lengths) >= 3:

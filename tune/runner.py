@@ -44,8 +44,8 @@ SCRATCH = ".ray"  # what Ray writes of its own accord; nothing is ever read back
 STORAGE_ERRORS = (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EIO)
 ROOM_BYTES = 1_000_000  # a disk with less is full
 
+# such as tune.progress.Progress
 MakeCallback = Callable[[Plan, StudySearch], ray_tune.Callback]
-"""Makes a callback of Ray for a run of a plan, such as `tune.progress.Progress`."""
 
 
 def quiet_ray() -> None:
@@ -94,7 +94,7 @@ def session(plan: Plan, description: dict[str, Any]) -> Iterator[Stop]:
             yield stop
 
 
-def run_plan(plan: Plan, stop: Stop, make_progress: MakeCallback | None = None) -> None:
+def run_plan(plan: Plan, stop: Stop, make_progress: MakeCallback) -> None:
     """Runs the plan, or what is left of it, within a `session`.
 
     Raises:
@@ -114,11 +114,8 @@ def run_plan(plan: Plan, stop: Stop, make_progress: MakeCallback | None = None) 
     if searcher.remaining == 0:
         return
     faults = Faults(plan, searcher, stop.plan)
-    callbacks: list[ray_tune.Callback] = [faults]
-    if make_progress:
-        callbacks.insert(0, make_progress(plan, searcher))
     try:
-        tuner(plan, searcher, callbacks).fit()
+        tuner(plan, searcher, [make_progress(plan, searcher), faults]).fit()
     except Exception as error:
         if full := storage_error(error, stop.plan):
             raise full from error
@@ -138,8 +135,7 @@ def tuner(
     callbacks: list[ray_tune.Callback],
     train: Callable[..., None] = trainable,
 ) -> ray_tune.Tuner:
-    """Ray's tuner for what is left of the plan; `train` runs a trial (a test of the driver replays
-    recorded curves instead)."""
+    """Ray's tuner for what is left of the plan; a test of the driver replays curves in `train`."""
     # and neither searcher nor plan: Ray pickles `name_trial` with every trial
     numbers = searcher.numbers
 
@@ -176,8 +172,7 @@ def tuner(
 
 
 class Faults(ray_tune.Callback):
-    """Finds what a failed trial died of: its own fault, which is recorded, or the disk's, which
-    stops the search."""
+    """Records what a failed trial died of; if of the disk, stops the search instead."""
 
     def __init__(self, plan: Plan, searcher: StudySearch, whole: Plan) -> None:
         self.plan, self.searcher = plan, searcher
@@ -218,8 +213,7 @@ def cause_of(trial: Trial) -> BaseException:
 
 
 def storage_error(error: BaseException | None, plan: Plan) -> OSError | None:
-    """An error to show if this one came from a disk that is full or gone, or from the storage: it,
-    or what caused it, says so, or the disk is full."""
+    """The error to show if this one, or its cause, is the disk's or storage's, or if it is full."""
     seen = error
     while seen is not None:
         if isinstance(seen, StorageError):
@@ -239,8 +233,7 @@ def storage_error(error: BaseException | None, plan: Plan) -> OSError | None:
 
 @contextlib.contextmanager
 def running_ray(plan: Plan) -> Iterator[None]:
-    """Ray on as many CPUs of this machine as the plan uses; a Ray that runs already, as a cluster's
-    does, is used as it is."""
+    """Ray on as many CPUs as the plan uses, or the Ray that runs already, as a cluster's does."""
     if ray.is_initialized():
         yield
         return

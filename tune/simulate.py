@@ -27,8 +27,7 @@ METHODS = ("random", "random+asha", "tpe", "tpe+asha")  # sampler, and scheduler
 def make_plan(
     search: Search, method: str, seed: int, num_trials: int, grace_period: int, workers: int
 ) -> Plan:
-    """A plan for simulation. No point is given beforehand, so that the samplers show what they can
-    do from nothing."""
+    """A plan for simulation, without first points: the samplers show what they can do alone."""
     sampler, _, scheduler = method.partition("+")
     return Plan(
         search=search,

@@ -88,8 +88,7 @@ class Simulation:
             self.push(trial)
 
     def add_trial(self) -> None:
-        """Adds a trial: a new one, or one that an earlier session left, with the epochs that this
-        one reported."""
+        """Adds a new trial, or one of an earlier session, with the epochs that it had reported."""
         trial_id = str(len(self.trials))
         config = self.searcher.suggest(trial_id)
         begun = self.searcher.past.get(self.searcher.numbers[trial_id])
@@ -103,8 +102,7 @@ class Simulation:
         self.scheduler.on_trial_add(self, trial)
 
     def push(self, trial: SimulatedTrial) -> None:
-        """Plans a trial's next report: at once if the epoch is trained already, else when it will
-        be."""
+        """Plans a trial's next report: at once if the epoch is trained, else when it will be."""
         seconds = 0.0
         if trial.reported == trial.trained and trial.curve:
             # an epoch that diverges takes as long as the last one before
@@ -128,9 +126,8 @@ class Simulation:
         self.report(trial, trial.rows[trial.reported - 1])
 
     def report(self, trial: SimulatedTrial, row: Row) -> None:
-        """Has the scheduler and the searcher decide on an epoch; a trial that goes on does what
-        `tune.trainable` does: trains the next epoch, unless it was the last or the trial is given
-        up."""
+        """Has the scheduler decide on an epoch; a trial that goes on does what `tune.trainable`
+        does: trains the next epoch, unless that was the last or the trial is given up."""
         if self.scheduler.on_trial_result(self, trial, row) == TrialScheduler.STOP:
             self.complete(trial, row)
             return

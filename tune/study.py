@@ -21,8 +21,7 @@ REDRAWS = 10  # proposals that were tried before; then chance picks one that was
 
 
 class Numbers(dict[str, int]):
-    """Optuna's number of each of Ray's trial ids. Pickled it is empty: Ray pickles what names
-    trials with every trial."""
+    """Optuna's number of each of Ray's trial ids; pickled, as Ray does with every trial, empty."""
 
     def __reduce__(self) -> tuple[type, tuple[()]]:
         return Numbers, ()

@@ -31,8 +31,7 @@ FINISH_SECONDS = 60.0  # that a search waits, at its end, for its runs to be com
 
 
 def default_mode() -> str:
-    """`WANDB_MODE`, else online where there is a key, in the environment or from `wandb login`,
-    else offline."""
+    """`WANDB_MODE`, else online with a key of the environment or `wandb login`, else offline."""
     if (asked := os.environ.get("WANDB_MODE")) in WANDB_MODES:
         return asked
     url = os.environ.get("WANDB_BASE_URL", "https://api.wandb.ai")
@@ -58,8 +57,7 @@ def sync_command(folder: Path) -> str:
 
 
 def tracked(location: str) -> Store:
-    """A search's folder; of one in a storage a copy for the tracker alone, since the driver writes
-    in its own."""
+    """A search's folder, or the tracker's own copy of it: the driver writes in another."""
     return copy_of(location, purpose="tracked")
 
 

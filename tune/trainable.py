@@ -112,8 +112,7 @@ class Pace:
 
 
 class TrialFolder:
-    """A trial's folder as it is trained in: its rows, samples and TensorBoard file, brought to what
-    the checkpoint says."""
+    """A trial's rows, samples and TensorBoard file, brought to what its checkpoint says."""
 
     def __init__(self, store: Store, lanes: Sequence[TrainConfig], task: Task) -> None:
         self.store, self.lanes, self.patience = store, lanes, task.patience
@@ -139,8 +138,7 @@ class TrialFolder:
         return [mean_row(self.rows[i : i + size]) for i in range(0, len(self.rows), size)]
 
     def report(self, row: Row) -> None:
-        """Takes a lane's row of an epoch, whose checkpoint is written; with that of the last lane
-        writes the epoch, and reports it to Ray."""
+        """Takes a lane's row; writes an epoch of all lanes, whose checkpoint is, and reports it."""
         self.rows.append(row)
         if row["lane"] < len(self.lanes) - 1:
             return
@@ -160,8 +158,7 @@ class TrialFolder:
         self.events.flush()  # Ray may end the worker as soon as the row is reported
 
     def save_samples(self) -> None:
-        """Draws images from fixed noise: at some epochs, closer together at first, and of the
-        best."""
+        """Draws images from fixed noise, at some epochs and of the best."""
         epoch = self.means[-1]["epoch"]
         best = min(self.means, key=lambda row: row[METRIC])["epoch"]
         if epoch in SAMPLED or epoch == self.lanes[0].epochs:
@@ -192,8 +189,7 @@ def mean_row(rows: Sequence[Row]) -> Row:
 
 
 def saved_rows(folder: Path) -> list[Row]:
-    """The rows in a trial's checkpoint, if there is one. A damaged one is put aside, and the trial
-    begins anew."""
+    """The rows in a trial's checkpoint. A damaged one is put aside, and the trial begins anew."""
     path = folder / CHECKPOINT_FILE
     if not path.is_file():
         return []
