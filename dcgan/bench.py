@@ -21,7 +21,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor
 from torch.utils.flop_counter import FlopCounterMode
 
 from dcgan import cli, graph, memory, precision
@@ -97,16 +96,15 @@ def ours(
 ) -> list[Updates]:
     """The loops of `dcgan.loop`, without evaluation: one for each network that the lanes make."""
     images = load_split(lanes[0].source(data_dir, device), "train").images  # (all, C, S, S)
-    return [epoch_after_epoch(state, images) for state in new_states(lanes, device)]
 
+    def epoch_after_epoch(state: State) -> Updates:
+        update = make_update(state, images)
+        while True:
+            for index, noise in draw_batches(state, images):
+                update(index, noise)
+                yield
 
-def epoch_after_epoch(state: State, images: Tensor) -> Updates:
-    """Updates a state without end."""
-    update = make_update(state, images)
-    while True:
-        for index, noise in draw_batches(state, images):
-            update(index, noise)
-            yield
+    return [epoch_after_epoch(state) for state in new_states(lanes, device)]
 
 
 def seconds(groups: Sequence[Updates], batches: int, device: torch.device) -> float:

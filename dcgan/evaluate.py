@@ -55,20 +55,12 @@ def load_reference(source: Source, split: str) -> Reference:
             for name in ("features", "radii"):
                 saved[name] = saved[name].to(source.device)
             return Reference(**saved)
-    reference = make_reference(source, split, real, train)
-    with contextlib.suppress(OSError):  # cannot be written: the next process works it out again
-        checkpoint.write(file, reference._asdict() | {"gaussian": tuple(reference.gaussian)})
-    return reference
-
-
-def make_reference(source: Source, split: str, real: Tensor, train: Tensor) -> Reference:
-    """Works out a reference from real images and as many of the training split, (N, C, S, S)."""
     net = load_yardstick(source.device)
     with full_float32():
         features = extract(net, real).features
         gaussian = metrics.gaussian(features)
         trained = metrics.gaussian(extract(net, train).features)
-        return Reference(
+        reference = Reference(
             split=split,
             features=features,
             gaussian=gaussian,
@@ -77,6 +69,9 @@ def make_reference(source: Source, split: str, real: Tensor, train: Tensor) -> R
             energy=mean_energy(real),
             fid_real=metrics.frechet_distance(gaussian, trained),
         )
+    with contextlib.suppress(OSError):  # cannot be written: the next process works it out again
+        checkpoint.write(file, reference._asdict() | {"gaussian": tuple(reference.gaussian)})
+    return reference
 
 
 def reference_key(source: Source, split: str, size: int) -> str:

@@ -17,21 +17,16 @@ from dcgan.config import TrainConfig
 from dcgan.lanes import FromMap, Linear, ToMap, join_lanes
 
 
-def map_sizes(image_size: int, depth: int) -> list[int]:
-    """Sides of the square maps from the image to the smallest, halved and rounded down."""
-    return [image_size >> stage for stage in range(depth + 1)]
-
-
 class Generator(nn.Module):
     """G: noise (N, L Z) to images (N, L C, S, S) in [-1, 1]: a projection, `depth` transposed
     convolutions of stride 2, and `extra_convs` 3x3 blocks of stride 1 on the last hidden map."""
 
     def __init__(self, config: TrainConfig, lanes: int = 1) -> None:
         super().__init__()
-        depth, narrowest = config.generator_depth, config.generator_width
-        # sides and channels of the hidden maps, from the smallest map to the largest
-        size, *larger_sizes, image_size = reversed(map_sizes(config.image_size, depth))
-        width, *narrower_widths = (narrowest * 2**stage for stage in reversed(range(depth)))
+        depth = config.generator_depth
+        # sides and channels of the maps, from the smallest to the image, and to the last hidden one
+        size, *sizes = (config.image_size >> stage for stage in reversed(range(depth + 1)))
+        width, *widths = (config.generator_width << stage for stage in reversed(range(depth)))
         layers: list[nn.Module] = [
             nn.Unflatten(1, (lanes, config.latent_size)),
             Linear(lanes, config.latent_size, width * size**2, bias=False),
@@ -39,14 +34,14 @@ class Generator(nn.Module):
             nn.BatchNorm2d(lanes * width),
             nn.ReLU(inplace=True),
         ]
-        for larger, narrower in zip(larger_sizes, narrower_widths, strict=True):
+        for larger, narrower in zip(sizes[:-1], widths, strict=True):
             up = up_convolution(lanes, width, narrower, size, larger, bias=False)
             layers += [up, nn.BatchNorm2d(lanes * narrower), nn.ReLU(inplace=True)]
             size, width = larger, narrower
         for _ in range(config.extra_convs):
             conv = nn.Conv2d(lanes * width, lanes * width, 3, 1, 1, groups=lanes, bias=False)
             layers += [conv, nn.BatchNorm2d(lanes * width), nn.ReLU(inplace=True)]
-        last = up_convolution(lanes, width, config.channels, size, image_size, bias=True)
+        last = up_convolution(lanes, width, config.channels, size, sizes[-1], bias=True)
         self.layers = nn.Sequential(*layers, last, nn.Tanh())  # (N, L C, S, S)
 
     def forward(self, noise: Tensor) -> Tensor:
@@ -58,10 +53,9 @@ def up_convolution(
     lanes: int, inputs: int, outputs: int, size: int, larger: int, *, bias: bool
 ) -> nn.ConvTranspose2d:
     """A transposed convolution in each lane, to maps twice the size or one pixel more."""
-    padding = larger - 2 * size
-    return nn.ConvTranspose2d(
-        lanes * inputs, lanes * outputs, 4, 2, 1, output_padding=padding, groups=lanes, bias=bias
-    )
+    output_padding = larger - 2 * size
+    inputs, outputs = lanes * inputs, lanes * outputs
+    return nn.ConvTranspose2d(inputs, outputs, 4, 2, 1, output_padding, groups=lanes, bias=bias)
 
 
 class Discriminator(nn.Module):
@@ -71,8 +65,8 @@ class Discriminator(nn.Module):
     def __init__(self, config: TrainConfig, lanes: int = 1) -> None:
         super().__init__()
         depth, narrowest = config.discriminator_depth, config.discriminator_width
-        smallest = map_sizes(config.image_size, depth)[-1]
-        widths = [narrowest * 2**stage for stage in range(depth)]
+        smallest = config.image_size >> depth
+        widths = [narrowest << stage for stage in range(depth)]
         first = nn.Conv2d(lanes * config.channels, lanes * narrowest, 4, 2, 1, groups=lanes)
         layers: list[nn.Module] = [first, nn.LeakyReLU(0.2, inplace=True)]
         for width, wider in pairwise(widths):
