@@ -10,10 +10,10 @@ import numpy as np
 import optuna
 from optuna.search_space import IntersectionSearchSpace
 from optuna.trial import TrialState
-from ray.tune.search.optuna import OptunaSearch
+from ray.tune.search import Searcher
 
 from dcgan.schema import METRIC, OBJECTIVES, STUDY_FILE
-from tune.ledger import RETRY_OF, record_epoch, running
+from tune.ledger import DIRECTIONS, RETRY_OF, record_epoch, running
 from tune.plan import Plan
 from tune.searches import Point
 
@@ -27,23 +27,21 @@ class Numbers(dict[str, int]):
         return Numbers, ()
 
 
-class StudySearch(OptunaSearch):
-    """Ray's OptunaSearch that knows fidelity, and writes each step to a ledger: the study in the
-    search's folder, or None for simulations, which keep everything in memory.
+class StudySearch(Searcher):
+    """Proposes settings from a study in memory, and writes each step to a ledger, too: the study in
+    the search's folder, or None for simulations.
 
     Trials that the scheduler stopped are recorded as PRUNED with all their intermediate values,
-    finished ones as COMPLETE with the objectives of their best epoch, failed ones as FAIL. The base
-    class's study in memory is `study`, in which proposals that were tried before have numbers, too;
-    it and `_ot_trials` are private members of Ray's class.
+    finished ones as COMPLETE with the objectives of their best epoch, failed ones as FAIL. (Ray's
+    OptunaSearch records stopped trials as COMPLETE, with the value of their last epoch.)
     """
 
     def __init__(self, plan: Plan, ledger: optuna.Study | None) -> None:
         past = ledger.get_trials() if ledger else []
         retries = sum(RETRY_OF in trial.user_attrs for trial in past)
-        modes = [OBJECTIVES[name] for name in plan.objectives]
-        super().__init__(plan.search, metric=list(plan.objectives), mode=modes)
-        in_memory: Any = self._ot_study  # made by the base class
-        self.study: optuna.Study = in_memory
+        super().__init__(METRIC, OBJECTIVES[METRIC])
+        directions = [DIRECTIONS[OBJECTIVES[name]] for name in plan.objectives]
+        self.study = optuna.create_study(directions=directions)
         self.study.add_trials(past)
         for point in plan.points[len(past) - retries :]:
             self.study.enqueue_trial(point)
@@ -56,40 +54,37 @@ class StudySearch(OptunaSearch):
         self._tried = [trial.params for trial in past]
         # of `study`; remembers which trials it has seen, so that TPE need not look at all of them
         self._space_so_far = IntersectionSearchSpace(include_pruned=True)
-        # of each trial, by Ray's id: its epochs in the ledger, and the objectives of the best
+        # of each trial, by Ray's id: its number in memory, where proposals that were tried before
+        # have one, too; its epochs in the ledger; and the objectives of its best epoch
+        self._in_memory: dict[str, int] = {}
         self._recorded: dict[str, set[int]] = {}
-        self._best: dict[str, dict[str, Any]] = {}
+        self._best: dict[str, list[float]] = {}
         self.remaining = plan.num_trials + retries - len(past) + len(self._begun)
 
     def suggest(self, trial_id: str) -> dict[str, Any]:
         """The complete config of the next trial: one that was interrupted, or a new one."""
-        if self._begun:
-            return self._go_on(trial_id, self._begun.pop(0))
+        if self._begun:  # the trial will report its epochs again
+            number = self.numbers[trial_id] = self._in_memory[trial_id] = self._begun.pop(0)
+            self._recorded[trial_id] = set(self.past[number].intermediate_values)
+            return self.plan.search.complete(self.past[number].params)
         number = self.numbers[trial_id] = len(self._tried)
-        self._recorded[trial_id] = set()
         for attempt in itertools.count():
             self.study.sampler = self._make_sampler(number, attempt)
-            config: dict[str, Any] = super().suggest(trial_id) or {}
-            params = self._ot_trials[trial_id].params
-            if params not in self._tried:
+            trial = self.study.ask()
+            config = self.plan.search(trial)
+            if trial.params not in self._tried:
                 break
             # the same setting and seed would only give the same curve
-            self.study.tell(self._ot_trials.pop(trial_id), state=TrialState.FAIL)
+            self.study.tell(trial, state=TrialState.FAIL)
             if attempt >= REDRAWS:
                 self.study.enqueue_trial(self._untried(number))
-        self._tried.append(params)
+        self._in_memory[trial_id] = trial.number
+        self._recorded[trial_id] = set()
+        self._tried.append(trial.params)
         if self.ledger:
-            self.ledger.add_trial(running(params, self._ot_trials[trial_id].distributions))
+            self.ledger.add_trial(running(trial.params, trial.distributions))
             self._commit()
         return config
-
-    def _go_on(self, trial_id: str, number: int) -> dict[str, Any]:
-        """The config of an interrupted trial, which reports its epochs again."""
-        self.numbers[trial_id] = number
-        self._recorded[trial_id] = set(self.past[number].intermediate_values)
-        # private: Optuna makes a Trial only as it is asked for one
-        self._ot_trials[trial_id] = optuna.Trial(self.study, self.study.trials[number]._trial_id)
-        return self.plan.search.complete(self.past[number].params)
 
     def _make_sampler(self, number: int, attempt: int) -> optuna.samplers.BaseSampler:
         """The sampler of one proposal, whose seed depends on the trial's number and the attempt
@@ -112,12 +107,12 @@ class StudySearch(OptunaSearch):
 
     def on_trial_result(self, trial_id: str, result: dict[str, Any]) -> None:
         """Records an epoch. One reported again, after a restart, changes nothing."""
-        epoch, best = int(result["epoch"]), self._best.get(trial_id)
-        if best is None or result[METRIC] < best[METRIC]:
-            self._best[trial_id] = {name: result[name] for name in self.plan.objectives}
+        epoch, values = int(result["epoch"]), [float(result[name]) for name in self.plan.objectives]
+        if trial_id not in self._best or values[0] < self._best[trial_id][0]:
+            self._best[trial_id] = values
         if epoch not in self._recorded[trial_id]:
             for study, number in self._records(trial_id):
-                record_epoch(study, number, epoch, float(result[METRIC]))
+                record_epoch(study, number, epoch, values[0])
             self._recorded[trial_id].add(epoch)
 
     def on_trial_complete(
@@ -131,8 +126,7 @@ class StudySearch(OptunaSearch):
             return
         self.on_trial_result(trial_id, result)
         if result["epoch"] >= self.plan.epochs:
-            values = [float(self._best[trial_id][name]) for name in self.plan.objectives]
-            self._end(trial_id, TrialState.COMPLETE, values)
+            self._end(trial_id, TrialState.COMPLETE, self._best[trial_id])
         else:
             self._end(trial_id, TrialState.PRUNED)
 
@@ -157,5 +151,5 @@ class StudySearch(OptunaSearch):
     def _records(self, trial_id: str) -> list[tuple[optuna.Study, int]]:
         """The studies that record a trial, and its number in each: first the ledger, since what is
         not in it did not happen; then memory."""
-        memory = (self.study, self._ot_trials[trial_id].number)
+        memory = (self.study, self._in_memory[trial_id])
         return [(self.ledger, self.numbers[trial_id]), memory] if self.ledger else [memory]
