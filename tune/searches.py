@@ -52,11 +52,7 @@ PRESETS = {preset.name: preset for preset in (DEMO, REPORT)}
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Search:
-    """What to vary, and over which values.
-
-    Called with an Optuna trial, it gives a complete config: Ray's `OptunaSearch` takes it as a
-    define-by-run space.
-    """
+    """What to vary, and over which values; called with an Optuna trial, a complete config."""
 
     name: str
     base: TrainConfig  # every setting that is not varied
