@@ -21,7 +21,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor
 from torch.utils.flop_counter import FlopCounterMode
 
 from dcgan import cli, graph, memory, precision
@@ -34,7 +33,6 @@ from dcgan.plain import plain
 from dcgan.settings import check_settings, field_docs, flag_name, setting
 from dcgan.state import State, new_states
 
-CPU = torch.device("cpu")
 WARM_UP = 5  # batches: library set-up, and the capture of a CUDA graph
 LISTS = {"precisions": str, "widths": int, "batches": int, "replicas": int}
 """Options that take several values, and the type of each value."""
@@ -44,17 +42,13 @@ HEADINGS = (
 )
 
 Numbers = dict[str, Any]
-Updates = Iterator[None]
+Updates = Iterator[Any]
 """A loop: each step trains a batch."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class BenchOptions:
-    """What is timed, and for how long.
-
-    Raises:
-        ValueError: a value that is not allowed; the message names its flag.
-    """
+    """What is timed, and for how long."""
 
     precisions: tuple[str, ...] = ()
     """Precisions to time (default: all that the device does at a sensible speed)."""
@@ -100,27 +94,22 @@ class BenchOptions:
 def ours(
     lanes: Sequence[TrainConfig], data_dir: Path | None, device: torch.device
 ) -> list[Updates]:
-    """The loop of `dcgan.loop`, without evaluation: of each group of lanes that train as one
-    network.
+    """The loops of `dcgan.loop`, without evaluation: one for each network that the lanes make."""
+    images = load_split(lanes[0].source(data_dir, device), "train").images  # (all, C, S, S)
 
-    Raises:
-        ValueError, OSError: as `load_split`.
-    """
-    images = load_split(lanes[0].source(data_dir, device), "train").images
-    return [epoch_after_epoch(state, images) for state in new_states(lanes, device)]
+    def epoch_after_epoch(state: State) -> Updates:
+        update = make_update(state, images)
+        while True:
+            for index, noise in draw_batches(state, images):
+                update(index, noise)
+                yield
 
-
-def epoch_after_epoch(state: State, images: Tensor) -> Updates:
-    """Updates a state without end, each time with a batch of the images (all, C, S, S)."""
-    update = make_update(state, images)
-    while True:
-        for index, noise in draw_batches(state, images):
-            update(index, noise)
-            yield
+    return [epoch_after_epoch(state) for state in new_states(lanes, device)]
 
 
 def seconds(groups: Sequence[Updates], batches: int, device: torch.device) -> float:
     """The time that the next `batches` updates of each group take, one group after another."""
+    synchronize = torch.get_device_module(device).synchronize
     synchronize(device)
     start = time.perf_counter()
     for updates in groups:
@@ -130,127 +119,68 @@ def seconds(groups: Sequence[Updates], batches: int, device: torch.device) -> fl
     return time.perf_counter() - start
 
 
-def synchronize(device: torch.device) -> None:
-    """Waits until the device has done all its work."""
-    if device.type == "cuda":
-        torch.cuda.synchronize(device)
-
-
-def speed(
-    lanes: Sequence[TrainConfig],
-    data_dir: Path | None,
-    device: torch.device,
-    batches: int | None = None,
-) -> float:
-    """Images a second, of all lanes, in a few updates after some to warm up.
-
-    Args:
-        batches: timed updates of each lane; None takes 2 on a CPU and 50 on a GPU.
-    """
-    warm_up, few = (2 * graph.WARM_UP, 50) if device.type == "cuda" else (1, 2)
-    batches = batches or few
+def speed(lanes: Sequence[TrainConfig], data_dir: Path | None, device: torch.device) -> float:
+    """Images a second, of all lanes, in a few updates after some to warm up."""
+    warm_up, batches = (2 * graph.WARM_UP, 50) if device.type == "cuda" else (1, 2)
     groups = ours(lanes, data_dir, device)
     seconds(groups, warm_up, device)
-    taken = seconds(groups, batches, device)
-    return len(lanes) * batches * lanes[0].batch_size / taken
+    return len(lanes) * batches * lanes[0].batch_size / seconds(groups, batches, device)
 
 
 def count_operations(config: TrainConfig) -> int:
-    """The additions and multiplications of convolutions and linear layers in one update of D and G,
-    of one lane."""
-    (state,) = new_states([dataclasses.replace(config, precision="float32")], CPU)
+    """Additions and multiplications of one lane's convolutions and linear layers in an update."""
+    (state,) = new_states([dataclasses.replace(config, precision="float32")], torch.device("cpu"))
     N, S = config.batch_size, config.image_size
     images = torch.zeros(N, config.channels, S, S, dtype=torch.uint8)
-    noise = torch.zeros(N, config.latent_size)
     with FlopCounterMode(display=False) as counter:
-        update_both(state, images, torch.arange(N)[:, None], noise)
+        update_both(state, images, torch.arange(N)[:, None], torch.zeros(N, config.latent_size))
     operations: int = counter.get_total_flops()
     return operations
 
 
 def matmul_rate(name: str, device: torch.device) -> float:
-    """The additions and multiplications a second of a large matrix product, the fastest of ten:
-    what the device does at best in a precision.
-
-    Raises:
-        ValueError: the device lacks the precision.
-    """
+    """Additions and multiplications a second of a large matrix product, the fastest of ten."""
     precision.set_up(name, device)
     side = 8192 if device.type == "cuda" else 1024
     dtype = precision.AUTOCAST_DTYPES.get(name, torch.float32)
     a, b = torch.randn(2, side, side, device=device).to(dtype)
-
-    def products() -> Updates:
-        while True:
-            torch.mm(a, b)
-            yield
-
-    return 2 * side**3 / min(seconds([products()], 1, device) for _ in range(10))
+    products = (torch.mm(a, b) for _ in itertools.count())
+    return 2 * side**3 / min(seconds([products], 1, device) for _ in range(10))
 
 
-class Runner:
-    """One of the loops that are timed in turn, warmed up.
-
-    Args:
-        groups: the loop: the updates of each group of lanes.
-        images: images a batch, of all lanes.
-        chunk_seconds: the time that a chunk of batches should take, about.
-    """
-
-    def __init__(
-        self, groups: list[Updates], images: int, chunk_seconds: float, device: torch.device
-    ) -> None:
-        self.groups, self.images, self.device = groups, images, device
-        seconds(groups, WARM_UP, device)
-        taken = seconds(groups, WARM_UP, device)
-        self.batches = max(1, round(WARM_UP * chunk_seconds / taken))  # of a chunk
-        self.speeds: list[float] = []  # images a second, by chunk
-
-    def run_chunk(self) -> None:
-        """Trains and times one chunk."""
-        taken = seconds(self.groups, self.batches, self.device)
-        self.speeds.append(self.batches * self.images / taken)
+def chunk_length(groups: Sequence[Updates], wanted: float, device: torch.device) -> int:
+    """The number of batches that take a loop, which this warms up, about the wanted seconds."""
+    seconds(groups, WARM_UP, device)
+    return max(1, round(WARM_UP * wanted / seconds(groups, WARM_UP, device)))
 
 
 def time_loops(config: TrainConfig, options: BenchOptions, device: torch.device) -> list[Numbers]:
-    """Times the plain loop and ours at each number of lanes, a chunk in turn; returns a row for
-    each number.
-
-    Raises:
-        ValueError: a number of lanes, a batch size or a precision that cannot work.
-        MemoryError: the device has too little memory.
-    """
+    """Times the plain loop and ours at each number of lanes, a chunk in turn; a row for each."""
     groups = [replicate(config, count) for count in options.replicas]
     precision.set_up(config.precision, device)
     check_batch(config.batch_size, config.source(options.data_dir, device))
-    N, data_dir = config.batch_size, options.data_dir
+    N = config.batch_size
+    images = [N, *(len(lanes) * N for lanes in groups)]  # a batch of each loop, of all its lanes
     with memory.explained(max(groups, key=len), device):
-        reference = Runner([plain(config, data_dir, device)], N, options.seconds, device)
-        runners = [
-            Runner(ours(lanes, data_dir, device), len(lanes) * N, options.seconds, device)
-            for lanes in groups
-        ]
+        loops: list[list[Updates]] = [[plain(config, options.data_dir, device)]]
+        loops += [ours(lanes, options.data_dir, device) for lanes in groups]
+        lengths = [chunk_length(loop, options.seconds, device) for loop in loops]
+        speeds: list[list[float]] = [[] for _ in loops]  # images a second, by chunk
         for _ in range(options.repeats):
-            for runner in (reference, *runners):
-                runner.run_chunk()
-    least_seconds = count_operations(config) / matmul_rate(config.precision, device)
-    fastest = N / least_seconds  # images a second
+            for loop, length, size, own in zip(loops, lengths, images, speeds, strict=True):
+                own.append(length * size / seconds(loop, length, device))
+    fastest = N * matmul_rate(config.precision, device) / count_operations(config)
     return [
-        numbers(lanes, runner.speeds, reference.speeds, fastest)
-        for lanes, runner in zip(groups, runners, strict=True)
+        numbers(lanes, own, speeds[0], fastest)
+        for lanes, own in zip(groups, speeds[1:], strict=True)
     ]
 
 
 def numbers(
     lanes: Sequence[TrainConfig], speeds: list[float], plain_speeds: list[float], fastest: float
 ) -> Numbers:
-    """One row: medians over chunks, with the least and the most.
-
-    Args:
-        speeds: images a second of our loop, by chunk.
-        plain_speeds: those of the plain loop.
-        fastest: what the device could do at best.
-    """
+    """One row: medians over chunks, with the least and the most, of images a second. `fastest` is
+    what the device could do at best."""
     ratios = [own / other for own, other in zip(speeds, plain_speeds, strict=True)]
     return {
         "precision": lanes[0].precision,
@@ -302,8 +232,7 @@ def cpu_name() -> str:
     return platform.processor()
 
 
-def make_parser() -> cli.Parser:
-    """The command line."""
+def main() -> None:
     parser = cli.Parser(
         prog="python -m dcgan.bench",
         formatter_class=argparse.RawDescriptionHelpFormatter,
@@ -313,11 +242,6 @@ def make_parser() -> cli.Parser:
     for name, kind in LISTS.items():
         parser.add_argument(flag_name(name), type=kind, nargs="+", metavar="N", help=docs[name])
     cli.add_flags(parser, BenchOptions, leave_out=LISTS)
-    return parser
-
-
-def main() -> None:
-    parser = make_parser()
     args = parser.parse_args()
     with cli.one_line_errors(parser):
         run(BenchOptions(**cli.given_flags(args, BenchOptions)))

@@ -1,13 +1,10 @@
 """Checkpoints: everything a run needs to go on as if it had never stopped, in one file.
 
-A file holds the configs of all lanes, both nets, the averaged G, optimizers and scalers, and the
-states of the only random streams the loop draws from (on their device), one a lane; the rows so
-far, and the generator of the best epoch. The position in the data is the number of epochs, since
-checkpoints are taken between epochs.
+Also the states of the only random streams the loop draws from (on their device); the position in
+the data is the number of epochs, since checkpoints are taken between epochs.
 
 It is what `torch.save` writes: a zip archive, which has a CRC of each of its records. `torch.load`
-alone would read most damage in silence; `load` checks them first. It is read without executing code
-(`weights_only=True`).
+alone would read most damage in silence; `load` checks them first, and executes no code.
 """
 
 import io
@@ -28,6 +25,8 @@ from dcgan.models import Generator
 from dcgan.schema import CHECKPOINT_FILE, Row
 
 VERSION = 4
+# what zipfile raises at damaged headers
+DAMAGE = (zipfile.BadZipFile, zlib.error, struct.error, OSError, ValueError, EOFError, RuntimeError)
 
 
 def save(
@@ -38,13 +37,9 @@ def save(
     rows: list[Row],
     best: dict[str, Any],
 ) -> Path:
-    """Writes `folder/checkpoint.pt`: either the whole new file is there afterwards, or the whole
-    old one.
-
-    Args:
-        states: of each network (`dcgan.state.contents`).
-        best: of the best epoch (`dcgan.loop.best_epoch`).
-    """
+    """Writes `folder/checkpoint.pt`, whole or not at all. `states` are of each network
+    (`dcgan.state.contents`), `best` is of the best epoch (`dcgan.loop.best_epoch`)."""
+    path = Path(folder) / CHECKPOINT_FILE
     content = {
         "version": VERSION,
         "lanes": [lane.to_dict() for lane in lanes],
@@ -53,7 +48,6 @@ def save(
         "rows": rows,
         "best": best,
     }
-    path = Path(folder) / CHECKPOINT_FILE
     write(path, content)
     return path
 
@@ -87,15 +81,11 @@ def load(path: Path | str) -> dict[str, Any]:
 
 
 def read(path: Path) -> dict[str, Any]:
-    """What `write` wrote, on the CPU.
-
-    Raises:
-        FileNotFoundError: there is no such file.
-        ValueError: the file is damaged, truncated or of another origin; the message names it.
-    """
+    """What `write` wrote, on the CPU. Raises as `load`."""
     archive = path.read_bytes()
+    damaged = f"{path} is damaged, truncated or no checkpoint of dcgan; use another one"
     if not is_whole(archive):
-        raise ValueError(f"{path} is damaged, truncated or no checkpoint of dcgan; use another one")
+        raise ValueError(damaged)
     try:
         content = torch.load(io.BytesIO(archive), map_location="cpu", weights_only=True)
     except pickle.UnpicklingError as error:  # whole, but it would execute code
@@ -104,9 +94,7 @@ def read(path: Path) -> dict[str, Any]:
         ) from error
     # a zip archive of another origin, or damage where there is no CRC
     except (RuntimeError, KeyError, ValueError, EOFError) as error:
-        raise ValueError(
-            f"{path} is damaged, truncated or no checkpoint of dcgan; use another one"
-        ) from error
+        raise ValueError(damaged) from error
     return content if isinstance(content, dict) else {}
 
 
@@ -120,20 +108,13 @@ def is_whole(archive: bytes) -> bool:
                 for record in records.infolist()
             )
             return plain and records.testzip() is None
-    # what zipfile raises at damaged headers
-    except (zipfile.BadZipFile, zipfile.LargeZipFile, NotImplementedError, zlib.error):
-        return False
-    except (OSError, ValueError, EOFError, RuntimeError, struct.error):
+    except DAMAGE:
         return False
 
 
 def check_same_run(path: Path | str, content: dict[str, Any], lanes: Sequence[TrainConfig]) -> None:
-    """Refuses to continue a checkpoint's run under other configs. Only `epochs` may differ, though
-    not below those done.
-
-    Raises:
-        ValueError: names the settings that differ.
-    """
+    """Refuses to continue a checkpoint's run under other configs by a ValueError. Only `epochs` may
+    differ, though not below those done."""
     saved = content["lanes"]
     if len(saved) != len(lanes):
         raise ValueError(
@@ -162,19 +143,16 @@ def load_generator(path: Path | str, *, last: bool = False) -> tuple[Generator, 
     """The generator of a checkpoint's best epoch (or its last), its config, and that epoch.
 
     Of several lanes, it is the best one's in the epoch with the best mean, and the first one's in
-    the last epoch.
-
-    Raises:
-        FileNotFoundError, ValueError: as `load`.
+    the last epoch. Raises as `load`.
     """
     content = load(path)
-    lane = 0 if last else content["best"]["lane"]
+    lane, epoch = content["best"]["lane"], content["best"]["epoch"]
+    weights = content["best"]["generator"]
+    if last:
+        lane, epoch = 0, content["rows"][-1]["epoch"]
+        state = content["states"][0]
+        weights = split_lane(state.get("average", state["generator"]), 0, len(state["rngs"]))
     config = TrainConfig.from_dict(content["lanes"][lane])
     generator = Generator(config)
-    if last:
-        state = content["states"][0]
-        weights = state.get("average", state["generator"])
-        generator.load_state_dict(split_lane(weights, 0, len(state["rngs"])))
-        return generator, config, content["rows"][-1]["epoch"]
-    generator.load_state_dict(content["best"]["generator"])
-    return generator, config, content["best"]["epoch"]
+    generator.load_state_dict(weights)
+    return generator, config, epoch

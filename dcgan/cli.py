@@ -1,5 +1,4 @@
-"""What every command line of the project shares: flags from dataclasses, one-line errors, exit
-codes and wording.
+"""What every command line of the project shares: flags, one-line errors, exit codes and wording.
 
 Exit codes: 0 done, 1 the run itself failed (training diverged, or ran out of memory), 2 the input
 is wrong, 130 interrupted.
@@ -35,8 +34,7 @@ def add_flags(
     """Adds a flag for each field of a dataclass: type, choices, and the string under it as help.
 
     A bool has the one flag that changes it: `--name`, or `--no-name` where it is true. A tuple of
-    texts may be given several times. A flag that is not given is None, so that the caller knows
-    (`given_flags`).
+    texts may be given several times. A flag that is not given is None (see `given_flags`).
     """
     docs = field_docs(settings)
     for field in dataclasses.fields(settings):
@@ -78,8 +76,7 @@ def add_data_dir(parser: argparse._ActionsContainer) -> None:
 
 @contextlib.contextmanager
 def one_line_errors(parser: Parser) -> Iterator[None]:
-    """Turns errors that a user can cause (ValueError, OSError) and failed training into one line
-    and an exit code."""
+    """Turns a user's errors (ValueError, OSError) and failed training into one line and a code."""
     try:
         yield
     except (ValueError, OSError) as error:

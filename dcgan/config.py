@@ -33,12 +33,7 @@ MOST_LANES = 64
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class TrainConfig:
-    """One training run, complete: with the code and the device it determines every number.
-
-    Raises:
-        ValueError: a value outside what is allowed; the message names the value, the bounds and the
-            way out.
-    """
+    """One training run, complete: with the code and the device it determines every number."""
 
     dataset: str = setting("mnist", choices=DATASETS)
     """Data set: `mnist` (50,000/10,000/10,000 digits) or `mnist-mini` (8,000/2,000/2,000 of them,
@@ -104,8 +99,7 @@ class TrainConfig:
             raise ValueError("batch_size is 1; batch norm needs at least 2 images a batch")
         for name in RATES:
             rate = getattr(self, name)
-            # an int can be larger than any float
-            if not 0 < rate < math.inf or rate > sys.float_info.max:
+            if not 0 < rate <= sys.float_info.max:  # an int can be larger than any float
                 raise ValueError(
                     f"{name} is {rate}; allowed is a finite number above 0, such as 2e-4"
                 )
@@ -116,11 +110,7 @@ class TrainConfig:
 
     @classmethod
     def from_dict(cls, values: Mapping[str, Any]) -> Self:
-        """Builds a config from names and values, such as a JSON file's.
-
-        Raises:
-            ValueError: a key that is no field, or a value that is not allowed.
-        """
+        """Builds a config from names and values; ValueError at a key that is no field, too."""
         names = [field.name for field in dataclasses.fields(cls)]
         unknown = [key for key in values if key not in names]
         if unknown:
@@ -139,21 +129,13 @@ class TrainConfig:
 
 
 def replicate(config: TrainConfig, count: int) -> list[TrainConfig]:
-    """Lanes of one config and `count` seeds: its own, and those that follow.
-
-    Raises:
-        ValueError: there are too many, or a seed is too large.
-    """
+    """Lanes of one config and `count` seeds: its own, and those that follow."""
     check_bounds("replicas", count, 1, MOST_LANES)
     return [dataclasses.replace(config, seed=config.seed + i) for i in range(count)]
 
 
 def check_lanes(lanes: Sequence[TrainConfig]) -> None:
-    """Refuses lanes that cannot train side by side.
-
-    Raises:
-        ValueError: there is none, or two differ in more than the `LANE_FIELDS`; names what differs.
-    """
+    """Refuses lanes that cannot train side by side by a ValueError."""
     if not lanes:
         raise ValueError("there are no lanes; expected at least one config")
     first = lanes[0].to_dict()
@@ -167,15 +149,8 @@ def check_lanes(lanes: Sequence[TrainConfig]) -> None:
 
 
 def read_lanes(path: Path) -> list[TrainConfig]:
-    """Reads the lanes of a run: one JSON object of settings, or a list of them.
-
-    Args:
-        path: a JSON file, or a folder with `params.json` or `config.json`.
-
-    Raises:
-        FileNotFoundError: there is no such file.
-        ValueError: the file holds no such JSON, an unknown key or a value that is not allowed.
-    """
+    """Reads the lanes of a run: one JSON object of settings, or a list of them, from a file or a
+    folder that has one; FileNotFoundError or ValueError where it holds none."""
     names = (path, path / "config.json", path / PARAMS_FILE)
     found = next((name for name in names if name.is_file()), None)
     if found is None:
@@ -193,19 +168,15 @@ def read_lanes(path: Path) -> list[TrainConfig]:
 
 
 def parse_lanes(content: object) -> list[TrainConfig]:
-    """The lanes of what `read_lanes` found.
-
-    Raises:
-        ValueError: as `read_lanes`.
-    """
+    """The lanes of what `read_lanes` found."""
     lanes = []
     for values in content if isinstance(content, list) else [content]:
         if not isinstance(values, dict):
             kind = type(values).__name__
             raise ValueError(f"it holds {kind}; expected a JSON object of config keys")
-        # files of earlier versions tell how many seeds were trained, in one object
-        replicas = values.get("replicas", 1)
-        own = {name: value for name, value in values.items() if name != "replicas"}
+        # files of earlier versions have the number of seeds, in one object
+        own = dict(values)
+        replicas = own.pop("replicas", 1)
         lanes += replicate(TrainConfig.from_dict(own), replicas)
     check_lanes(lanes)
     return lanes

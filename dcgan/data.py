@@ -43,17 +43,13 @@ Arrays = dict[str, NDArray[np.uint8]]
 
 
 class Dataset(NamedTuple):
-    """A data set: how a split of it is loaded, and what its images are like."""
+    """A data set: how a split of it is loaded from files under a folder, and what it holds."""
 
+    # images (N, C, H, H) or (N, H, H), uint8, and labels (N,)
     load: Callable[[str, Path], tuple[Tensor, Tensor]]
-    """Images (N, C, H, H) or (N, H, H), uint8, and labels (N,) of a split, from files under a
-    folder."""
-    size: int
-    """Pixels a side, H: the default of `image_size`."""
-    channels: int
-    """C, the default of `channels`."""
+    size: int  # H: the default of `image_size`
+    channels: int  # C: the default of `channels`
     classes: int
-    """Number of different labels."""
 
 
 class Split(NamedTuple):
@@ -69,8 +65,7 @@ class Source(NamedTuple):
     dataset: str
     image_size: int = 28
     channels: int = 1
-    data_dir: Path | None = None
-    """Folder above `MNIST/raw`; None takes `default_data_dir`."""
+    data_dir: Path | None = None  # the folder above `MNIST/raw`; None takes `default_data_dir`
     device: torch.device = torch.device("cpu")
 
 
@@ -81,20 +76,16 @@ def default_data_dir() -> Path:
 
 @functools.lru_cache(maxsize=8)
 def load_split(source: Source, split: str) -> Split:
-    """Loads a split once per process, resized (bilinear, antialiased) and with grey repeated over
-    `channels`.
+    """Loads a split once per process, resized (bilinear, antialiased) and in `channels`.
 
     Raises:
         ValueError: unknown data set or split.
-        OSError: files are missing and cannot be fetched, or are damaged; the message names them and
-            the way out.
+        OSError: files are missing and cannot be fetched, or are damaged.
     """
-    if split not in SPLITS:
-        raise ValueError(f"split is {split!r}; allowed: {', '.join(SPLITS)}")
-    if source.dataset not in DATASETS:
-        raise ValueError(f"dataset is {source.dataset!r}; allowed: {', '.join(DATASETS)}")
-    dataset = DATASETS[source.dataset]
-    images, labels = dataset.load(split, source.data_dir or default_data_dir())
+    for name, value, allowed in (("split", split, SPLITS), ("dataset", source.dataset, DATASETS)):
+        if value not in allowed:
+            raise ValueError(f"{name} is {value!r}; allowed: {', '.join(allowed)}")
+    images, labels = DATASETS[source.dataset].load(split, source.data_dir or default_data_dir())
     if images.ndim == 3:
         images = images[:, None]  # (N, 1, H, H)
     images = in_channels(resize(images, source.image_size), source.channels)  # (N, C, S, S)
@@ -102,18 +93,11 @@ def load_split(source: Source, split: str) -> Split:
 
 
 def check_batch(batch_size: int, source: Source) -> None:
-    """Refuses a batch that is larger than the training split.
-
-    Raises:
-        ValueError: it is.
-        OSError: the split cannot be loaded.
-    """
+    """Refuses a batch that is larger than the training split by a ValueError."""
     images = len(load_split(source, "train").images)
     if batch_size > images:
-        raise ValueError(
-            f"batch_size is {batch_size}; "
-            f"the training split of {source.dataset} holds {images} images"
-        )
+        held = f"the training split of {source.dataset} holds {images} images"
+        raise ValueError(f"batch_size is {batch_size}; {held}")
 
 
 def resize(images: Tensor, size: int) -> Tensor:
@@ -125,51 +109,45 @@ def resize(images: Tensor, size: int) -> Tensor:
 
 
 def in_channels(images: Tensor, channels: int) -> Tensor:
-    """Repeats grey uint8 images over the channels, or averages colours to grey. (N, C, S, S)
-    uint8"""
+    """Repeats grey over the channels, or averages colours to grey. (N, C, S, S) uint8"""
     if channels == 1 and images.shape[1] > 1:
         images = images.float().mean(1, keepdim=True).round_().to(torch.uint8)
     return images.expand(-1, channels, -1, -1).contiguous()
 
 
 def to_unit_range(images: Tensor) -> Tensor:
-    """Maps uint8 images to float32 in [-1, 1], the range of G's tanh. (N, C, S, S)"""
+    """Maps uint8 images to [-1, 1], the range of G's tanh; leaves others as they are. float32"""
+    if images.dtype != torch.uint8:
+        return images.float()
     return images.float().div_(127.5).sub_(1)
 
 
-def load_mini(split: str, data_dir: Path) -> tuple[Tensor, Tensor]:
-    """`mnist-mini`, the digits in the package (see `dcgan.mnist_mini`).
+def read_asset(path: Path, sha256: str) -> bytes:
+    """The content of a file of this package; OSError where it is not the one that was released."""
+    content = path.read_bytes()
+    if hashlib.sha256(content).hexdigest() != sha256:
+        raise OSError(
+            f"{path} is damaged or truncated (its sha256 is wrong); install the package again"
+        )
+    return content
 
-    Raises:
-        OSError: the file is missing, damaged or truncated.
-    """
+
+def load_mini(split: str, data_dir: Path) -> tuple[Tensor, Tensor]:
+    """`mnist-mini`, the digits in the package (see `dcgan.mnist_mini`)."""
     arrays = read_mini(MINI_PATH)
     images, labels = arrays[f"{split}_images"], arrays[f"{split}_labels"]
     return torch.from_numpy(images), torch.from_numpy(labels)
 
 
 def read_mini(path: Path) -> Arrays:
-    """Reads the six arrays of `mnist-mini`: images (N, 28, 28) and labels (N,) of each split.
-
-    Raises:
-        OSError: the file is missing, damaged or truncated.
-    """
-    packed = path.read_bytes()
-    if hashlib.sha256(packed).hexdigest() != MINI_SHA256:
-        raise OSError(
-            f"{path} is damaged or truncated (its sha256 is wrong); install the package again"
-        )
+    """The six arrays of `mnist-mini`: images (N, 28, 28) and labels (N,) of each split."""
+    packed = read_asset(path, MINI_SHA256)
     with np.load(io.BytesIO(lzma.decompress(packed))) as arrays:
         return dict(arrays)
 
 
 def load_mnist(split: str, data_dir: Path) -> tuple[Tensor, Tensor]:
-    """Full MNIST from `data_dir/MNIST/raw`, fetched there once if it is missing.
-
-    Raises:
-        OSError: files are missing and cannot be fetched, or are damaged; the message names them and
-            the way out.
-    """
+    """Full MNIST from `data_dir/MNIST/raw`, fetched there once if it is missing."""
     # 1 s of import, needed by few commands
     from torchvision.datasets.mnist import read_image_file, read_label_file
 
@@ -186,11 +164,8 @@ def load_mnist(split: str, data_dir: Path) -> tuple[Tensor, Tensor]:
             f"{folder / name} is damaged or truncated (its sha256 is wrong); "
             f"delete it to have it fetched again"
         )
-    part = slice(None)
-    if split == "train":
-        part = slice(-MNIST_VALIDATION)
-    if split == "validation":
-        part = slice(-MNIST_VALIDATION, None)
+    parts = {"train": slice(-MNIST_VALIDATION), "validation": slice(-MNIST_VALIDATION, None)}
+    part = parts.get(split, slice(None))  # the test file is one split
     return read_image_file(str(folder / images))[part], read_label_file(str(folder / labels))[part]
 
 
@@ -219,10 +194,9 @@ def _fetch_mnist(data_dir: Path, folder: Path) -> None:
                 socket.setdefaulttimeout(before)
     except (OSError, RuntimeError) as error:  # torchvision wraps a failed download in RuntimeError
         raise FileNotFoundError(
-            f"MNIST is not in {folder} and could not be fetched. "
-            f"Put the four files {', '.join(MNIST_SHA256)} there, "
-            f"or name the folder above MNIST/raw by --data-dir or {DATA_DIR_VARIABLE}, "
-            f"or take the digits in the package: --dataset mnist-mini. "
+            f"MNIST is not in {folder} and could not be fetched. Put the four files "
+            f"{', '.join(MNIST_SHA256)} there, or name the folder above MNIST/raw by --data-dir or "
+            f"{DATA_DIR_VARIABLE}, or take the digits in the package: --dataset mnist-mini. "
             f"Missing: {', '.join(_missing(folder))}; "
             f"fetching said: {' '.join(str(error).split())}"
         ) from error

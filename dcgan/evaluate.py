@@ -1,10 +1,10 @@
-"""The evaluation protocol: fixed noise through G, compared with a held-out split on the yardstick's
-features.
+"""The evaluation protocol: fixed noise through G, on the yardstick's features, against real images.
 
 As many images are generated as the split holds (mnist 10,000, mnist-mini 2,000), since a Fréchet
-distance depends on the
-count: values of different counts don't compare. G runs in evaluation mode and float32 whatever it
-was trained in. The noise is the same for every run, seed and epoch.
+distance depends on the count: values of different counts don't compare. G runs in evaluation mode
+and float32 whatever it was trained in. The noise is the same for every run, seed and epoch.
+
+Shapes: N real and M generated images, F features, Z latent size, P paths of T steps.
 """
 
 import contextlib
@@ -44,11 +44,7 @@ class Reference(NamedTuple):
 @functools.lru_cache(maxsize=4)
 def load_reference(source: Source, split: str) -> Reference:
     """Features and statistics of a real split: worked out once per machine, then read from a file
-    under `default_data_dir()`, if one can be written there.
-
-    Raises:
-        ValueError, OSError: the split cannot be loaded.
-    """
+    under `default_data_dir()`, if one can be written there."""
     real = load_split(source, split).images
     train = load_split(source, "train").images[: len(real)]
     file = default_data_dir() / "references" / f"{reference_key(source, split, len(real))}.pt"
@@ -59,23 +55,12 @@ def load_reference(source: Source, split: str) -> Reference:
             for name in ("features", "radii"):
                 saved[name] = saved[name].to(source.device)
             return Reference(**saved)
-    reference = make_reference(source, split, real, train)
-    with contextlib.suppress(
-        OSError
-    ):  # a home that cannot be written: the next process works it out again
-        checkpoint.write(file, reference._asdict() | {"gaussian": tuple(reference.gaussian)})
-    return reference
-
-
-def make_reference(source: Source, split: str, real: Tensor, train: Tensor) -> Reference:
-    """Works out a reference from real images, and as many of the training split, (N, C, S, S)
-    uint8."""
     net = load_yardstick(source.device)
     with full_float32():
         features = extract(net, real).features
         gaussian = metrics.gaussian(features)
         trained = metrics.gaussian(extract(net, train).features)
-        return Reference(
+        reference = Reference(
             split=split,
             features=features,
             gaussian=gaussian,
@@ -84,11 +69,13 @@ def make_reference(source: Source, split: str, real: Tensor, train: Tensor) -> R
             energy=mean_energy(real),
             fid_real=metrics.frechet_distance(gaussian, trained),
         )
+    with contextlib.suppress(OSError):  # cannot be written: the next process works it out again
+        checkpoint.write(file, reference._asdict() | {"gaussian": tuple(reference.gaussian)})
+    return reference
 
 
 def reference_key(source: Source, split: str, size: int) -> str:
-    """A digest of what a reference depends on to the last bit: the images, the yardstick, and what
-    computes."""
+    """A digest of what a reference depends on to the last bit."""
     on_cpu = source.device.type == "cpu"
     parts = {
         "protocol": PROTOCOL_VERSION,
@@ -108,23 +95,20 @@ def reference_key(source: Source, split: str, size: int) -> str:
 
 def mean_energy(images: Tensor) -> float:
     """Mean `high_frequency_energy` of images (N, C, S, S), uint8 or in [-1, 1]."""
-    values = to_unit_range(images) if images.dtype == torch.uint8 else images.float()
-    return metrics.high_frequency_energy(values).mean().item()
+    return metrics.high_frequency_energy(to_unit_range(images)).mean().item()
 
 
 @functools.lru_cache(maxsize=8)
 def evaluation_noise(count: int, latent_size: int, device: torch.device) -> Tensor:
     """The fixed noise of every evaluation and sample grid, the same on every device; not to be
     written into. (count, Z)"""
-    return torch.randn(count, latent_size, generator=torch.Generator().manual_seed(NOISE_SEED)).to(
-        device
-    )
+    rng = torch.Generator().manual_seed(NOISE_SEED)
+    return torch.randn(count, latent_size, generator=rng).to(device)
 
 
 @torch.inference_mode()
 def generate(generator: nn.Module, noise: Tensor) -> Tensor:
-    """Images (M, C, S, S) in [-1, 1] from noise (M, Z), with running batch-norm statistics; leaves
-    G's mode as it was."""
+    """Images (M, C, S, S) from noise (M, Z), with running batch-norm statistics."""
     training = generator.training
     generator.eval()
     images = torch.cat([generator(batch) for batch in torch.split(noise, batch_size(noise.device))])
@@ -133,24 +117,19 @@ def generate(generator: nn.Module, noise: Tensor) -> Tensor:
 
 
 def great_circles(a: Tensor, b: Tensor, steps: int) -> Tensor:
-    """Noises along the great circles from a (P, Z) to b (P, Z). (P, steps, Z)
-
-    Spherical interpolation (White 2016, arXiv 1609.04468) keeps the norm that G has seen in
-    training.
-    """
+    """Noises along the great circles from a (P, Z) to b (P, Z), which keep the norm that G has seen
+    in training (White 2016, arXiv 1609.04468). (P, steps, Z)"""
     a, b = a[:, None], b[:, None]  # (P, 1, Z)
-    angle = torch.nn.functional.cosine_similarity(a, b, dim=-1).acos()[..., None]  # (P, 1, 1)
+    angle = nn.functional.cosine_similarity(a, b, dim=-1).acos()[..., None]  # (P, 1, 1)
     t = torch.linspace(0, 1, steps, device=a.device)[:, None]  # (steps, 1)
     arc = (((1 - t) * angle).sin() * a + (t * angle).sin() * b) / angle.sin()  # (P, steps, Z)
-    return torch.where(
-        angle.sin() > 1e-3, arc, (1 - t) * a + t * b
-    )  # no circle through (nearly) parallel noises
+    # no circle through (nearly) parallel noises
+    return torch.where(angle.sin() > 1e-3, arc, (1 - t) * a + t * b)
 
 
 @torch.inference_mode()
 def path_length(generator: nn.Module, latent_size: int, device: torch.device) -> float:
-    """Mean length in feature space of what G makes of `PATHS` great circles between noises: less is
-    smoother."""
+    """Mean length in feature space of what G makes of `PATHS` great circles between noises."""
     noise = evaluation_noise(2 * PATHS, latent_size, device)
     circles = great_circles(noise[:PATHS], noise[PATHS:], STEPS)  # (P, T, Z)
     features, _ = extract(load_yardstick(device), generate(generator, circles.flatten(0, 1)))
@@ -159,12 +138,8 @@ def path_length(generator: nn.Module, latent_size: int, device: torch.device) ->
 
 @torch.inference_mode()
 def score(images: Tensor, reference: Reference) -> Row:
-    """All quality metrics of images (M, C, S, S), uint8 or in [-1, 1], against the reference, by
-    column name.
-
-    Raises:
-        FloatingPointError: a non-finite value in an image, which some metrics would hide.
-    """
+    """All quality metrics of images (M, C, S, S), uint8 or in [-1, 1], by column name;
+    FloatingPointError at a non-finite value, which some metrics would hide."""
     features, probabilities = extract(load_yardstick(images.device), images)
     if not features.isfinite().all():
         raise FloatingPointError(
@@ -176,10 +151,10 @@ def score(images: Tensor, reference: Reference) -> Row:
     return {
         "fid": metrics.frechet_distance(reference.gaussian, metrics.gaussian(features)),
         "kid": metrics.kernel_distance(reference.features, features, reference.within),
-        "sample_precision": near.precision,
-        "sample_recall": near.recall,
-        "sample_density": near.density,
-        "sample_coverage": near.coverage,
+        "sample_precision": near["precision"],
+        "sample_recall": near["recall"],
+        "sample_density": near["density"],
+        "sample_coverage": near["coverage"],
         "classifier_score": metrics.classifier_score(probabilities),
         "confident_share": metrics.confident_share(probabilities),
         "sharpness": mean_energy(images) / reference.energy,
@@ -190,11 +165,7 @@ def score(images: Tensor, reference: Reference) -> Row:
 
 
 def evaluate(generator: nn.Module, config: TrainConfig, reference: Reference) -> Row:
-    """Generates from the fixed noise and scores: the metrics of a row.
-
-    Raises:
-        FloatingPointError: as `score`.
-    """
+    """Generates from the fixed noise and scores: the metrics of a row. Raises as `score`."""
     noise = evaluation_noise(len(reference.features), config.latent_size, reference.features.device)
     with full_float32():
         scores = score(generate(generator, noise), reference)

@@ -1,8 +1,7 @@
 """CUDA graphs: a training step of some hundred small kernels, launched as one.
 
-A step on 28 x 28 digits takes a GPU less time than Python takes to launch it. Captured once and
-replayed, it costs the host three launches. What is captured may not wait for the device, draw from
-a random stream, or change shape.
+A step on 28 x 28 digits takes a GPU less time than Python takes to launch it. What is captured may
+not wait for the device, draw from a random stream, or change shape.
 """
 
 from collections.abc import Callable
@@ -10,17 +9,14 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
-WARM_UP = (
-    3  # calls as written, in which libraries choose their kernels and optimizers make their state
-)
+# calls as written, in which libraries choose their kernels and optimizers make their state
+WARM_UP = 3
 
 
 class Graphed:
-    """A function of tensors that returns nothing, called with the same shapes each time.
-
-    The first `WARM_UP` calls run as written, on a stream of their own as capturing requires; then
-    it is captured, and each call copies its arguments into the captured ones and replays.
-    """
+    """A function of tensors that returns nothing, called with the same shapes each time: first as
+    written, on a stream of its own as capturing requires; then captured, and each call copies its
+    arguments into the captured ones and replays."""
 
     def __init__(self, function: Callable[..., None]) -> None:
         self.function = function
@@ -31,7 +27,11 @@ class Graphed:
     def __call__(self, *arguments: Tensor) -> None:
         self.calls += 1
         if self.calls <= WARM_UP:
-            self._aside(*arguments)
+            stream = torch.cuda.Stream()
+            stream.wait_stream(torch.cuda.current_stream())
+            with torch.cuda.stream(stream):
+                self.function(*arguments)
+            torch.cuda.current_stream().wait_stream(stream)
             return
         if self.graph is None:
             self.arguments = [argument.clone() for argument in arguments]
@@ -41,10 +41,3 @@ class Graphed:
         for captured, now in zip(self.arguments, arguments, strict=True):
             captured.copy_(now)
         self.graph.replay()
-
-    def _aside(self, *arguments: Tensor) -> None:
-        stream = torch.cuda.Stream()
-        stream.wait_stream(torch.cuda.current_stream())
-        with torch.cuda.stream(stream):
-            self.function(*arguments)
-        torch.cuda.current_stream().wait_stream(stream)

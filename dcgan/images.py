@@ -16,20 +16,13 @@ def save_grid(images: Tensor, path: Path, columns: int | None = None) -> Path:
     from torchvision.utils import make_grid, save_image
 
     columns = columns or math.ceil(math.sqrt(len(images)))
-    grid = make_grid(
-        images.float().cpu(),
-        nrow=columns,
-        normalize=True,
-        value_range=(-1, 1),
-        padding=1,
-        pad_value=0.25,
-    )
+    pixels = images.float().cpu().add(1).div(2).clamp(0, 1)
+    grid = make_grid(pixels, nrow=columns, padding=1, pad_value=0.25)
     factor = max(1, math.ceil(56 / images.shape[-1]))
     path.parent.mkdir(parents=True, exist_ok=True)
     unfinished = path.with_name(f".{path.name}")  # others may be looking at the old one
-    save_image(
-        grid.repeat_interleave(factor, 1).repeat_interleave(factor, 2), unfinished, format="png"
-    )
+    enlarged = grid.repeat_interleave(factor, 1).repeat_interleave(factor, 2)
+    save_image(enlarged, unfinished, format="png")
     unfinished.replace(path)
     return path
 
@@ -38,13 +31,12 @@ def sample(generator: Generator, latent_size: int, count: int, seed: int | None 
     """`count` images (N, C, S, S): from the fixed evaluation noise, or from the noise of `seed`."""
     if seed is None:
         return generate(generator, evaluation_noise(count, latent_size, torch.device("cpu")))
-    return generate(
-        generator, torch.randn(count, latent_size, generator=torch.Generator().manual_seed(seed))
-    )
+    rng = torch.Generator().manual_seed(seed)
+    return generate(generator, torch.randn(count, latent_size, generator=rng))
 
 
 def interpolate(generator: Generator, latent_size: int, steps: int, rows: int, seed: int) -> Tensor:
-    """`rows` strips of `steps` images between two random noises each, along the great circle. (rows
-    * steps, C, S, S)"""
-    a, b = torch.randn(2, rows, latent_size, generator=torch.Generator().manual_seed(seed))
+    """Strips of images along great circles between random noises. (rows * steps, C, S, S)"""
+    rng = torch.Generator().manual_seed(seed)
+    a, b = torch.randn(2, rows, latent_size, generator=rng)
     return generate(generator, great_circles(a, b, steps).flatten(0, 1))

@@ -1,16 +1,13 @@
-"""Many GANs as one network: L lanes side by side, each with weights, statistics and an optimizer of
-its own.
+"""Many GANs as one network: L lanes side by side, each with its own weights, statistics, optimizer.
 
 Convolutions have L groups, batch norms L times the channels, linear layers are L maps. Nothing
 passes from one lane to another, so with losses summed over lanes each trains as it would alone.
-Every parameter and statistic holds the lanes' own one after another along its first dimension:
-`join_lanes` and `split_lane` go between the two forms, and torch's own optimizers serve unchanged,
-over views of one lane's part (`LaneOptimizer`).
+Every parameter and statistic holds the lanes' own one after another along its first dimension.
 
 Maps are kept channels last throughout, also where they become vectors: a CPU takes ten times as
 long for an activation's gradient where one side is laid out otherwise (docs/log.md).
 
-Shapes: N batch, L lanes, W width, M width of the smallest map, I inputs, O outputs.
+Shapes: N batch, L lanes, W width, M side of the smallest map, I inputs, O outputs.
 """
 
 from collections.abc import Mapping, Sequence
@@ -19,6 +16,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from dcgan import precision
 from dcgan.config import TrainConfig
 
 Weights = Mapping[str, Tensor]
@@ -66,24 +64,23 @@ class FromMap(nn.Module):
 
 
 def join_lanes(nets: Sequence[Weights]) -> dict[str, Tensor]:
-    """The weights of a net of all lanes from those of each one's own. (Counts of batches have no
-    dimension.)"""
-    joined = {}
-    for name, tensor in nets[0].items():
-        joined[name] = torch.cat([net[name] for net in nets]) if tensor.dim() else tensor
-    return joined
+    """The weights of a net of all lanes from each one's own; counts have no dimension."""
+    return {
+        name: torch.cat([net[name] for net in nets]) if tensor.dim() else tensor
+        for name, tensor in nets[0].items()
+    }
 
 
 def split_lane(weights: Weights, lane: int, lanes: int) -> dict[str, Tensor]:
     """One lane's own weights from those of a net of all."""
-    own = {}
-    for name, tensor in weights.items():
-        own[name] = tensor.chunk(lanes)[lane] if tensor.dim() else tensor
-    return own
+    return {
+        name: tensor.chunk(lanes)[lane] if tensor.dim() else tensor
+        for name, tensor in weights.items()
+    }
 
 
 def make_optimizer(
-    parameters: list[Tensor], config: TrainConfig, rate: float
+    parameters: Sequence[Tensor], config: TrainConfig, rate: float
 ) -> torch.optim.Optimizer:
     """The config's optimizer, of a kind that a CUDA graph can capture."""
     capturable = parameters[0].is_cuda
@@ -95,62 +92,40 @@ def make_optimizer(
 
 
 class LaneOptimizers:
-    """One of torch's optimizers for each lane of a net, over views of the lane's part of each
-    parameter.
-
-    One a lane, so that each has rates of its own, and float16's scaler skips the update of a lane
-    whose gradients overflow, and no other.
-
-    Args:
-        net: of all lanes, on its device.
-        lanes: their configs.
-        rates: the learning rate of each lane.
-    """
+    """One of torch's optimizers for each lane of a net, over views of its part of each parameter:
+    each lane has rates of its own, and float16's scaler skips the update of a lane whose gradients
+    overflow, and no other."""
 
     def __init__(
         self, net: nn.Module, lanes: Sequence[TrainConfig], rates: Sequence[float]
     ) -> None:
         self.parameters = list(net.parameters())
-        self.views = [self._views(lane, len(lanes)) for lane in range(len(lanes))]
-        """Each lane's part of each parameter."""
+        # each lane's part of each parameter; of a single lane the parameters themselves
+        self.views: list[Sequence[Tensor]] = [self.parameters]
+        if len(lanes) > 1:
+            parts = [parameter.detach().chunk(len(lanes)) for parameter in self.parameters]
+            self.views = list(zip(*parts, strict=True))
         self.optimizers = [
             make_optimizer(views, config, rate)
             for views, config, rate in zip(self.views, lanes, rates, strict=True)
         ]
         device = self.parameters[0].device
-        self.scales = lanes[0].precision == "float16"
-        self.scalers = [torch.amp.GradScaler(device.type, enabled=self.scales) for _ in lanes]
-
-    def _views(self, lane: int, lanes: int) -> list[Tensor]:
-        if lanes == 1:
-            return list(self.parameters)
-        return [parameter.detach().chunk(lanes)[lane] for parameter in self.parameters]
+        self.scalers = [precision.scaler(config.precision, device) for config in lanes]
 
     def descend(self, losses: Tensor) -> None:
-        """Updates each lane by its loss (L,), which depends on its own part of the parameters
-        alone.
-
-        A scaler (float16 only) skips the update of its lane if the lane's gradients overflow.
-        """
+        """Updates each lane by its loss (L,), which depends on its own parameters alone."""
         for parameter in self.parameters:
             parameter.grad = None
-        if self.scales:
-            pairs = zip(self.scalers, losses, strict=True)
-            losses = torch.stack([scaler.scale(loss) for scaler, loss in pairs])
-        losses.sum().backward()
-        self._hand_out_gradients()
+        pairs = zip(self.scalers, losses, strict=True)
+        torch.stack([scaler.scale(loss) for scaler, loss in pairs]).sum().backward()
+        if len(self.views) > 1:
+            for parameter, *views in zip(self.parameters, *self.views, strict=True):
+                assert parameter.grad is not None
+                for view, gradient in zip(views, parameter.grad.chunk(len(views)), strict=True):
+                    view.grad = gradient
         for optimizer, scaler in zip(self.optimizers, self.scalers, strict=True):
             scaler.step(optimizer)
             scaler.update()
-
-    def _hand_out_gradients(self) -> None:
-        lanes = len(self.views)
-        if lanes == 1:
-            return  # the views are the parameters themselves
-        for i, parameter in enumerate(self.parameters):
-            assert parameter.grad is not None
-            for views, gradient in zip(self.views, parameter.grad.chunk(lanes), strict=True):
-                views[i].grad = gradient
 
     def state_dict(self) -> list[dict[str, Any]]:
         """What each lane's optimizer and scaler have gathered."""
@@ -160,8 +135,7 @@ class LaneOptimizers:
         ]
 
     def load_state_dict(self, saved: Sequence[Mapping[str, Any]]) -> None:
-        """Takes over what was gathered; the settings stay, which are the config's and the
-        device's."""
+        """Takes over what was gathered; settings stay those of the config and the device."""
         for content, optimizer, scaler in zip(saved, self.optimizers, self.scalers, strict=True):
             settings = optimizer.state_dict()["param_groups"]
             optimizer.load_state_dict({**content["optimizer"], "param_groups": settings})

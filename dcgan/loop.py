@@ -1,5 +1,4 @@
-"""The training loop: alternating updates of D and G (Goodfellow et al. 2014, algorithm 1, with k =
-1).
+"""The training loop: alternating updates of D and G (Goodfellow et al. 2014, algorithm 1, k = 1).
 
 On the CPU each update runs as written here. On CUDA the same code is captured once and replayed as
 a CUDA graph, since its kernels take less time than launching them; float16 alone runs as written
@@ -11,7 +10,7 @@ Shapes: N batch, L lanes of a network, Z latent size, C channels, S image size, 
 import math
 import statistics
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -29,8 +28,7 @@ from dcgan.models import update_average
 from dcgan.schema import METRIC, Row
 from dcgan.state import MEANS, State, contents, generators_to_evaluate, new_states, restore
 
-# Batches whose noise is drawn at a time: a draw for each batch and lane would cost as much as the
-# update.
+# Batches whose noise is drawn at a time: a draw for each would cost as much as the update.
 NOISE_BATCHES = 64
 
 Update = Callable[[Tensor, Tensor], None]
@@ -45,26 +43,23 @@ def train(
     data_dir: Path | str | None = None,
     device: torch.device | None = None,
 ) -> list[Row]:
-    """Trains lanes side by side and returns their rows, one a lane and epoch, with the columns of
-    `dcgan.schema`.
+    """Trains lanes side by side; returns their rows, one a lane and epoch (see `dcgan.schema`).
 
     Args:
-        lanes: configs that differ in their `LANE_FIELDS` alone; with the device, all that the
-            result depends on.
+        lanes: with the device, all that the result depends on.
         report: called with each new row, once the epoch's checkpoint is written.
         checkpoint_dir: folder of `checkpoint.pt`, rewritten each epoch; None writes none.
         resume_from: a checkpoint (file or folder) of the same lanes to go on from; its rows are
             returned, not reported.
         data_dir: folder above `MNIST/raw`; None takes `DCGAN_DATA_DIR` or `~/.cache/dcgan`.
-        device: where to train; None takes CUDA's current device if there is one, else the CPU.
+        device: None takes CUDA's current device if there is one, else the CPU.
 
     Raises:
-        ValueError: the lanes differ in more, the device cannot do the precision, the batch is
-            larger than the data, or the checkpoint is damaged or of another config.
+        ValueError: lanes that differ in more than `LANE_FIELDS`, a precision that the device lacks,
+            a batch larger than the data, a checkpoint that is damaged or of another config.
         OSError: data or checkpoint are missing or damaged.
-        FloatingPointError: a loss, an image or a metric became non-finite; earlier rows are
-            reported and kept.
-        MemoryError: the device has too little memory; so are they.
+        FloatingPointError: a loss, an image or a metric became non-finite.
+        MemoryError: the device has too little memory.
     """
     check_lanes(lanes)
     config = lanes[0]
@@ -73,6 +68,7 @@ def train(
     source = config.source(data_dir, device)
     check_batch(config.batch_size, source)
     images = load_split(source, "train").images  # (all, C, S, S) uint8
+    per_epoch = len(images) // config.batch_size * config.batch_size
     reference = load_reference(source, "validation")
     with memory.explained(lanes, device):
         states = new_states(lanes, device)
@@ -98,7 +94,6 @@ def train(
             scores = evaluate_lanes(generators, means, lanes, reference, epoch)
         evaluated = time.perf_counter()
 
-        per_epoch = len(images) // config.batch_size * config.batch_size
         new_rows: list[Row] = [
             {
                 "lane": lane,
@@ -127,8 +122,7 @@ def train(
 def best_epoch(
     best: dict[str, Any], rows: Sequence[Row], generators: Sequence[nn.Module]
 ) -> dict[str, Any]:
-    """What a checkpoint keeps of the epoch with the best mean over lanes: the best lane's generator
-    then."""
+    """What a checkpoint keeps of the epoch with the best mean over lanes: its best lane's G."""
     values = [row[METRIC] for row in rows]
     mean = statistics.fmean(values)
     if best and mean >= best[METRIC]:
@@ -145,11 +139,7 @@ def evaluate_lanes(
     reference: Reference,
     epoch: int,
 ) -> list[Row]:
-    """Evaluates each lane's G; returns the means and scores of each.
-
-    Raises:
-        FloatingPointError: one of them is not finite.
-    """
+    """Evaluates each lane's G; returns the means and scores of each, which are finite."""
     results = []
     for config, generator, row in zip(lanes, generators, means, strict=True):
         try:
@@ -163,12 +153,8 @@ def evaluate_lanes(
     return results
 
 
-def check_finite(values: Mapping[str, Any], epoch: int) -> None:
-    """Refuses a value that is not finite.
-
-    Raises:
-        FloatingPointError: names it.
-    """
+def check_finite(values: Row, epoch: int) -> None:
+    """Refuses a value that is not finite."""
     for name, value in values.items():
         if not math.isfinite(value):
             raise FloatingPointError(
@@ -186,36 +172,29 @@ def train_epoch(state: State, images: Tensor, update: Update) -> list[Row]:
 
 
 def draw_batches(state: State, images: Tensor) -> Iterator[tuple[Tensor, Tensor]]:
-    """Batches of one pass over the images, each lane's in a random order of its own.
-
-    Yields:
-        The index of each lane's images (N, L), and their noise side by side (N, L Z).
-    """
+    """Batches of one pass over the images, each lane's in a random order of its own: the index of
+    the lanes' images (N, L), and their noise side by side (N, L Z)."""
     N, Z, device = state.config.batch_size, state.config.latent_size, images.device
     batches = len(images) // N
     orders = [torch.randperm(len(images), generator=rng, device=device) for rng in state.rngs]
     indices = torch.stack(orders, 1)[: batches * N].unflatten(0, (batches, N))  # (B, N, L)
     for block in torch.split(indices, NOISE_BATCHES):
-        draws = [
-            torch.randn(len(block), N, Z, generator=rng, device=device) for rng in state.rngs
-        ]  # L times (B, N, Z)
+        size = (len(block), N, Z)
+        draws = [torch.randn(size, generator=rng, device=device) for rng in state.rngs]
         noise = torch.stack(draws, 2).flatten(2)  # (B, N, L Z)
         yield from zip(block, noise, strict=True)
 
 
 def make_update(state: State, images: Tensor, *, graphed: bool = True) -> Update:
-    """`update_both` of a state and its images, as a CUDA graph where that can be (and unless
-    `graphed` is false)."""
+    """`update_both` of a state and its images: as a CUDA graph if `graphed`, where that can be."""
     update = partial(update_both, state, images)
     can = images.is_cuda and state.config.precision != "float16"
     return Graphed(update) if can and graphed else update
 
 
 def update_both(state: State, images: Tensor, index: Tensor, noise: Tensor) -> None:
-    """One update of D and one of G, on the images at index (N, L) and with noise (N, L Z).
-
-    Never waits for the device, but for float16's scalers.
-    """
+    """One update of D and one of G, on the images at index (N, L) and with noise (N, L Z); never
+    waits for the device, but for float16's scalers."""
     G, D, config, device = state.generator, state.discriminator, state.config, images.device
     loss = LOSSES[config.loss]
     batch = images[index].flatten(1, 2).contiguous(memory_format=torch.channels_last)

@@ -13,10 +13,8 @@ from torch.nn import functional as F
 class Loss(NamedTuple):
     """What D and G minimise; both return float32 of shape (L,)."""
 
-    discriminator: Callable[[Tensor, Tensor], Tensor]
-    """Of the logits for real and for generated images, (N, L) each."""
-    generator: Callable[[Tensor], Tensor]
-    """Of the logits for generated images, (N, L)."""
+    discriminator: Callable[[Tensor, Tensor], Tensor]  # of logits for real and generated images
+    generator: Callable[[Tensor], Tensor]  # of logits for generated images, (N, L)
 
 
 def discriminator_loss(real_logits: Tensor, fake_logits: Tensor) -> Tensor:
@@ -24,7 +22,8 @@ def discriminator_loss(real_logits: Tensor, fake_logits: Tensor) -> Tensor:
 
     Goodfellow et al. 2014, arXiv 1406.2661, section 3. With s = D's logit and D(x) = sigmoid(s),
     -log D(x) is softplus(-s) and -log(1 - D(x)) is softplus(s), both exact where a sigmoid would
-    round to 0 or 1."""
+    round to 0 or 1.
+    """
     return F.softplus(-real_logits.float()).mean(0) + F.softplus(fake_logits.float()).mean(0)
 
 

@@ -16,10 +16,7 @@ PROC = Path("/proc/self")
 
 
 def reset_peak(device: torch.device) -> None:
-    """Starts the peak afresh, so that a reused process does not report an earlier run's.
-
-    Only Linux and CUDA can; elsewhere the peak includes the process's earlier runs.
-    """
+    """Starts the peak afresh, on Linux and CUDA; elsewhere it includes earlier runs."""
     if device.type == "cuda":
         torch.cuda.reset_peak_memory_stats(device)
     elif PROC.exists():
@@ -47,8 +44,7 @@ def process_bytes(device: torch.device) -> int:
 
 
 def limit(share: float) -> None:
-    """Keeps this process to a share of its GPU, so that one that takes too much fails alone and not
-    its neighbours."""
+    """Keeps this process to a share of its GPU: one that takes too much fails alone."""
     total = torch.cuda.get_device_properties(torch.cuda.current_device()).total_memory
     context = CUDA_CONTEXT_BYTES / total
     torch.cuda.set_per_process_memory_fraction(max(share / 2, share - context))
@@ -56,17 +52,12 @@ def limit(share: float) -> None:
 
 @contextlib.contextmanager
 def explained(lanes: Sequence[TrainConfig], device: torch.device) -> Iterator[None]:
-    """Turns running out of memory into an error that names the settings to change.
-
-    Raises:
-        MemoryError: the device, or the machine, ran out of memory.
-    """
+    """Turns running out of memory into a MemoryError that names the settings to change."""
     try:
         yield
     except RuntimeError as error:
-        if not isinstance(error, torch.OutOfMemoryError) and "DefaultCPUAllocator" not in str(
-            error
-        ):
+        on_cpu = "DefaultCPUAllocator" in str(error)
+        if not (on_cpu or isinstance(error, torch.OutOfMemoryError)):
             raise
         config = lanes[0]
         where = torch.cuda.get_device_name(device) if device.type == "cuda" else device.type

@@ -1,5 +1,4 @@
-"""`mnist-mini`: real MNIST digits small enough to ship in the package (MNIST: LeCun, Cortes and
-Burges, CC BY-SA 3.0).
+"""`mnist-mini`: a part of MNIST (LeCun, Cortes and Burges, CC BY-SA 3.0) to ship in the package.
 
 8,000 training digits come from MNIST's training split, 2,000 validation digits from its validation
 split and 2,000 test digits from its test file, so that nothing learned on one full split has seen
@@ -59,12 +58,8 @@ def main() -> None:
         prog="python -m dcgan.mnist_mini", description="Make mnist-mini from full MNIST."
     )
     parser.add_argument("--data-dir", type=Path, required=True, help="folder with MNIST/raw")
-    parser.add_argument(
-        "--out",
-        type=Path,
-        default=MINI_PATH,
-        help="file to write (default: the one in the package)",
-    )
+    text = "file to write (default: the one in the package)"
+    parser.add_argument("--out", type=Path, default=MINI_PATH, help=text)
     args = parser.parse_args()
     with cli.one_line_errors(parser):
         print(f"{args.out}: sha256 {make(args.data_dir, args.out)}")

@@ -1,12 +1,10 @@
-"""Generator and discriminator of DCGAN (Radford, Metz and Chintala 2016, arXiv 1511.06434, section
-3).
+"""Generator and discriminator of DCGAN (Radford et al. 2016, arXiv 1511.06434, section 3).
 
 Batch norm in both nets except at G's output and D's input, ReLU in G, LeakyReLU 0.2 in D, tanh at
 the output, weights drawn from N(0, 0.02). D returns logits. The paper's 64-pixel, four-stage nets
 are here for any image size and depth, and for L lanes side by side (`dcgan.lanes`).
 
-Shapes: N batch, L lanes, Z latent size, C channels, S image size, W width, M width of the smallest
-map.
+Shapes: N batch, L lanes, Z latent size, C channels, S image size, W width, M smallest map's side.
 """
 
 from collections.abc import Sequence
@@ -19,45 +17,31 @@ from dcgan.config import TrainConfig
 from dcgan.lanes import FromMap, Linear, ToMap, join_lanes
 
 
-def map_sizes(image_size: int, depth: int) -> list[int]:
-    """Widths of the square maps from the image down to the smallest, halved and rounded down at
-    each stage."""
-    return [image_size >> stage for stage in range(depth + 1)]
-
-
 class Generator(nn.Module):
-    """G: noise (N, L Z) to images (N, L C, S, S) in [-1, 1].
-
-    Project and reshape, `depth` transposed convolutions of stride 2, and `extra_convs` 3x3 blocks
-    of stride 1 on the last hidden map.
-    """
+    """G: noise (N, L Z) to images (N, L C, S, S) in [-1, 1]: a projection, `depth` transposed
+    convolutions of stride 2, and `extra_convs` 3x3 blocks of stride 1 on the last hidden map."""
 
     def __init__(self, config: TrainConfig, lanes: int = 1) -> None:
         super().__init__()
-        sizes = map_sizes(config.image_size, config.generator_depth)
-        # channels of the hidden maps, from the smallest map to the largest
-        widths = [config.generator_width * 2**stage for stage in range(config.generator_depth)]
-        widths.reverse()
+        depth = config.generator_depth
+        # sides and channels of the maps, from the smallest to the image, and to the last hidden one
+        size, *sizes = (config.image_size >> stage for stage in reversed(range(depth + 1)))
+        width, *widths = (config.generator_width << stage for stage in reversed(range(depth)))
         layers: list[nn.Module] = [
             nn.Unflatten(1, (lanes, config.latent_size)),
-            Linear(lanes, config.latent_size, widths[0] * sizes[-1] ** 2, bias=False),
-            ToMap(sizes[-1]),  # (N, L W 2^(depth-1), M, M)
-            nn.BatchNorm2d(lanes * widths[0]),
+            Linear(lanes, config.latent_size, width * size**2, bias=False),
+            ToMap(size),  # (N, L W 2^(depth-1), M, M)
+            nn.BatchNorm2d(lanes * width),
             nn.ReLU(inplace=True),
         ]
-        hidden_sizes = list(reversed(sizes[1:]))
-        for (size, larger), (width, narrower) in zip(
-            pairwise(hidden_sizes), pairwise(widths), strict=True
-        ):
+        for larger, narrower in zip(sizes[:-1], widths, strict=True):
             up = up_convolution(lanes, width, narrower, size, larger, bias=False)
             layers += [up, nn.BatchNorm2d(lanes * narrower), nn.ReLU(inplace=True)]
-        width = lanes * config.generator_width
+            size, width = larger, narrower
         for _ in range(config.extra_convs):
-            conv = nn.Conv2d(width, width, 3, 1, 1, groups=lanes, bias=False)
-            layers += [conv, nn.BatchNorm2d(width), nn.ReLU(inplace=True)]
-        last = up_convolution(
-            lanes, config.generator_width, config.channels, sizes[1], sizes[0], bias=True
-        )
+            conv = nn.Conv2d(lanes * width, lanes * width, 3, 1, 1, groups=lanes, bias=False)
+            layers += [conv, nn.BatchNorm2d(lanes * width), nn.ReLU(inplace=True)]
+        last = up_convolution(lanes, width, config.channels, size, sizes[-1], bias=True)
         self.layers = nn.Sequential(*layers, last, nn.Tanh())  # (N, L C, S, S)
 
     def forward(self, noise: Tensor) -> Tensor:
@@ -68,12 +52,10 @@ class Generator(nn.Module):
 def up_convolution(
     lanes: int, inputs: int, outputs: int, size: int, larger: int, *, bias: bool
 ) -> nn.ConvTranspose2d:
-    """A transposed convolution of stride 2 in each lane, from maps of one size to a larger one,
-    twice it or one more."""
-    padding = larger - 2 * size
-    return nn.ConvTranspose2d(
-        lanes * inputs, lanes * outputs, 4, 2, 1, output_padding=padding, groups=lanes, bias=bias
-    )
+    """A transposed convolution in each lane, to maps twice the size or one pixel more."""
+    output_padding = larger - 2 * size
+    inputs, outputs = lanes * inputs, lanes * outputs
+    return nn.ConvTranspose2d(inputs, outputs, 4, 2, 1, output_padding, groups=lanes, bias=bias)
 
 
 class Discriminator(nn.Module):
@@ -82,16 +64,15 @@ class Discriminator(nn.Module):
 
     def __init__(self, config: TrainConfig, lanes: int = 1) -> None:
         super().__init__()
-        sizes = map_sizes(config.image_size, config.discriminator_depth)
-        widths = [
-            config.discriminator_width * 2**stage for stage in range(config.discriminator_depth)
-        ]
-        first = nn.Conv2d(lanes * config.channels, lanes * widths[0], 4, 2, 1, groups=lanes)
+        depth, narrowest = config.discriminator_depth, config.discriminator_width
+        smallest = config.image_size >> depth
+        widths = [narrowest << stage for stage in range(depth)]
+        first = nn.Conv2d(lanes * config.channels, lanes * narrowest, 4, 2, 1, groups=lanes)
         layers: list[nn.Module] = [first, nn.LeakyReLU(0.2, inplace=True)]
         for width, wider in pairwise(widths):
             down = nn.Conv2d(lanes * width, lanes * wider, 4, 2, 1, groups=lanes, bias=False)
             layers += [down, nn.BatchNorm2d(lanes * wider), nn.LeakyReLU(0.2, inplace=True)]
-        linear = Linear(lanes, widths[-1] * sizes[-1] ** 2, 1, bias=True)
+        linear = Linear(lanes, widths[-1] * smallest**2, 1, bias=True)
         self.layers = nn.Sequential(*layers, FromMap(lanes), linear)
 
     def forward(self, images: Tensor) -> Tensor:
@@ -112,30 +93,25 @@ def initialise(net: nn.Module, rng: torch.Generator) -> None:
 
 
 def build(lanes: Sequence[TrainConfig]) -> tuple[Generator, Discriminator]:
-    """Both nets of all lanes, on the CPU, with initial weights that each lane's seed alone
-    determines."""
-    singles = [build_one(lane) for lane in lanes]
+    """Both nets of all lanes, on the CPU; each lane's seed alone determines its weights."""
+    singles = []
+    for lane in lanes:
+        G, D = Generator(lane), Discriminator(lane)
+        rng = torch.Generator().manual_seed(lane.seed)
+        initialise(G, rng)
+        initialise(D, rng)
+        singles.append((G, D))
     if len(lanes) == 1:
         return singles[0]
-    generator, discriminator = Generator(lanes[0], len(lanes)), Discriminator(lanes[0], len(lanes))
-    generator.load_state_dict(join_lanes([G.state_dict() for G, _ in singles]))
-    discriminator.load_state_dict(join_lanes([D.state_dict() for _, D in singles]))
-    return generator, discriminator
-
-
-def build_one(config: TrainConfig) -> tuple[Generator, Discriminator]:
-    """Both nets of one lane."""
-    generator, discriminator = Generator(config), Discriminator(config)
-    rng = torch.Generator().manual_seed(config.seed)
-    initialise(generator, rng)
-    initialise(discriminator, rng)
-    return generator, discriminator
+    G, D = Generator(lanes[0], len(lanes)), Discriminator(lanes[0], len(lanes))
+    G.load_state_dict(join_lanes([G.state_dict() for G, _ in singles]))
+    D.load_state_dict(join_lanes([D.state_dict() for _, D in singles]))
+    return G, D
 
 
 @torch.no_grad()
 def update_average(average: nn.Module, live: nn.Module, decay: Tensor | float) -> None:
-    """Moves `average` towards `live`: a = decay * a + (1 - decay) * w, for weights and batch-norm
-    statistics alike."""
+    """Moves the average's weights and statistics: a = decay * a + (1 - decay) * w."""
     for a, w in zip(average.state_dict().values(), live.state_dict().values(), strict=True):
         if a.is_floating_point():
             a.lerp_(w, 1 - decay)

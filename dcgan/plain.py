@@ -18,21 +18,14 @@ from dcgan.config import TrainConfig
 from dcgan.data import load_split
 from dcgan.models import build
 
-WORKERS = 2  # of the DataLoader, as tutorials have it
-
 
 class Images(Dataset[tuple[Tensor, int]]):
-    """A split as torchvision's data sets give it: Pillow images, transformed one by one.
-
-    Args:
-        images: (N, C, S, S) uint8, with C of 1 or 3.
-        labels: (N,).
-    """
+    """A split as torchvision's data sets give it: Pillow images, transformed one by one."""
 
     def __init__(self, images: Tensor, labels: Tensor) -> None:
         from torchvision import transforms
 
-        self.pixels = images.permute(0, 2, 3, 1).squeeze(3).contiguous().numpy()
+        self.pixels = images.permute(0, 2, 3, 1).squeeze(3).contiguous().numpy()  # (N, S, S[, C])
         self.labels = labels
         normalize = transforms.Normalize((0.5,), (0.5,))
         self.transform = transforms.Compose([transforms.ToTensor(), normalize])
@@ -47,17 +40,13 @@ class Images(Dataset[tuple[Tensor, int]]):
 
 
 def plain(config: TrainConfig, data_dir: Path | None, device: torch.device) -> Iterator[None]:
-    """A tutorial's loop of a config: each step trains a batch, without end.
-
-    Raises:
-        ValueError, OSError: as `load_split`.
-    """
+    """A tutorial's loop of a config: each step trains a batch, without end."""
     split = load_split(config.source(data_dir, torch.device("cpu")), "train")
     loader = DataLoader(
         Images(*split),
         config.batch_size,
         shuffle=True,
-        num_workers=WORKERS,
+        num_workers=2,
         drop_last=True,
         persistent_workers=True,
     )

@@ -7,7 +7,7 @@
 
 import contextlib
 import functools
-import time
+import timeit
 import warnings
 from collections.abc import Iterator
 
@@ -17,8 +17,7 @@ from torch.nn import functional as F
 from dcgan.config import PRECISIONS
 
 AUTOCAST_DTYPES = {"bfloat16": torch.bfloat16, "float16": torch.float16}
-# Times float32: hardware with bfloat16 units measures about 1, emulation from 10 to 100.
-SLOW = 3.0
+SLOW = 3.0  # times float32: bfloat16 units measure about 1, emulation 10 to 100
 
 
 def default_device() -> torch.device:
@@ -47,11 +46,8 @@ def unsupported(precision: str, device: torch.device) -> str | None:
 
 @functools.cache
 def cpu_bfloat16_slowdown() -> float:
-    """The time of a convolution in bfloat16 over the same in float32 on this CPU.
-
-    The fastest of ten calls each, warmed up, on one thread: on a busy machine several threads would
-    measure how long they wait for each other.
-    """
+    """The time of a convolution in bfloat16 over the same in float32 on this CPU, on one thread: on
+    a busy machine several would measure how long they wait for each other."""
     threads = torch.get_num_threads()
     torch.set_num_threads(1)
     try:
@@ -61,22 +57,16 @@ def cpu_bfloat16_slowdown() -> float:
 
 
 def _convolution_seconds(dtype: torch.dtype) -> float:
-    images = torch.ones(16, 32, 14, 14, dtype=dtype)
-    kernel = torch.ones(64, 32, 4, 4, dtype=dtype)
-    times = []
-    for _ in range(11):
-        start = time.perf_counter()
-        F.conv2d(images, kernel, stride=2)
-        times.append(time.perf_counter() - start)
-    return min(times[1:])
+    images, kernel = torch.ones(16, 32, 14, 14, dtype=dtype), torch.ones(64, 32, 4, 4, dtype=dtype)
+    times = timeit.repeat(lambda: F.conv2d(images, kernel, stride=2), number=1, repeat=11)
+    return min(times[1:])  # the first warms up
 
 
 def absurdly_slow(precision: str, device: torch.device) -> str | None:
     """Why `precision` is pointless on `device` though it works, or None."""
     if precision != "bfloat16" or device.type != "cpu":
         return None
-    slowdown = cpu_bfloat16_slowdown()
-    if slowdown <= SLOW:
+    if (slowdown := cpu_bfloat16_slowdown()) <= SLOW:
         return None
     return (
         f"precision bfloat16 is about {slowdown:.0f} times slower than float32 on this CPU, "
@@ -86,19 +76,12 @@ def absurdly_slow(precision: str, device: torch.device) -> str | None:
 
 def usable(device: torch.device) -> tuple[str, ...]:
     """The precisions worth a search on `device`."""
-    return tuple(
-        name
-        for name in PRECISIONS
-        if not unsupported(name, device) and not absurdly_slow(name, device)
-    )
+    works = [name for name in PRECISIONS if not unsupported(name, device)]
+    return tuple(name for name in works if not absurdly_slow(name, device))
 
 
 def set_up(precision: str, device: torch.device) -> None:
-    """Refuses or warns, then sets the process-wide switches that `precision` needs.
-
-    Raises:
-        ValueError: `device` cannot do it.
-    """
+    """Sets the process-wide switches that `precision` needs; ValueError if `device` lacks it."""
     if reason := unsupported(precision, device):
         raise ValueError(reason)
     if reason := absurdly_slow(precision, device):
@@ -108,8 +91,7 @@ def set_up(precision: str, device: torch.device) -> None:
 
 @contextlib.contextmanager
 def full_float32() -> Iterator[None]:
-    """Float32 products without TF32's rounding, whatever `set_up` chose: metrics must not depend on
-    the precision."""
+    """Products without TF32's rounding: metrics must not depend on a run's precision."""
     before = torch.backends.cuda.matmul.allow_tf32, torch.backends.cudnn.allow_tf32
     _allow_tf32(False, False)
     try:
@@ -130,8 +112,5 @@ def autocast(precision: str, device: torch.device) -> torch.autocast:
 
 
 def scaler(precision: str, device: torch.device) -> torch.amp.GradScaler:
-    """A gradient scaler for one optimizer: what it steps together overflows together.
-
-    It does nothing but for float16.
-    """
+    """A gradient scaler for one optimizer; does nothing but for float16."""
     return torch.amp.GradScaler(device.type, enabled=precision == "float16")

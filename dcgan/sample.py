@@ -1,6 +1,5 @@
 """`python -m dcgan.sample CHECKPOINT`: pictures from a trained generator."""
 
-import argparse
 from pathlib import Path
 
 from dcgan import cli
@@ -10,8 +9,7 @@ from dcgan.images import interpolate, sample, save_grid
 from dcgan.settings import check_bounds
 
 
-def make_parser() -> cli.Parser:
-    """The command line."""
+def main() -> None:
     parser = cli.Parser(
         prog="python -m dcgan.sample",
         description="Draw images from a checkpoint's generator as a PNG.",
@@ -19,48 +17,27 @@ def make_parser() -> cli.Parser:
     add = parser.add_argument
     add("checkpoint", type=Path, help="a checkpoint.pt, or a folder that holds one")
     add("--out", type=Path, default=Path("samples.png"), help="PNG to write (default: samples.png)")
-    add(
-        "--count",
-        type=int,
-        default=64,
-        help="images in the grid, or strips to interpolate (default: 64)",
-    )
-    add(
-        "--interpolate",
-        type=int,
-        metavar="STEPS",
-        help="draw strips of STEPS images between two noises",
-    )
+    text = "images in the grid, or strips to interpolate (default: 64)"
+    add("--count", type=int, default=64, help=text)
+    text = "draw strips of STEPS images between two noises"
+    add("--interpolate", type=int, metavar="STEPS", help=text)
     add("--seed", type=int, help="seed of the noise (default: the fixed evaluation noise)")
     add("--last", action="store_true", help="the last epoch's generator, not the best epoch's")
-    return parser
-
-
-def check(args: argparse.Namespace) -> None:
-    """Refuses numbers that are not allowed.
-
-    Raises:
-        ValueError: names the flag, its value and what is allowed.
-    """
-    check_bounds("--count", args.count, 1)
-    if args.seed is not None:
-        check_bounds("--seed", args.seed, 0, MOST_SEED)
-    if args.interpolate is not None and args.interpolate < 2:
-        raise ValueError(f"--interpolate is {args.interpolate}; a strip needs at least 2 images")
-
-
-def main() -> None:
-    parser = make_parser()
     args = parser.parse_args()
     with cli.one_line_errors(parser):
-        check(args)
+        check_bounds("--count", args.count, 1)
+        if args.seed is not None:
+            check_bounds("--seed", args.seed, 0, MOST_SEED)
+        steps = args.interpolate
+        if steps is not None and steps < 2:
+            raise ValueError(f"--interpolate is {steps}; a strip needs at least 2 images")
         generator, config, epoch = load_generator(args.checkpoint, last=args.last)
         size = config.latent_size
-        if args.interpolate:
-            images = interpolate(generator, size, args.interpolate, args.count, args.seed or 0)
+        if steps:
+            images = interpolate(generator, size, steps, args.count, args.seed or 0)
         else:
             images = sample(generator, size, args.count, args.seed)
-        picture = save_grid(images, args.out, columns=args.interpolate)
+        picture = save_grid(images, args.out, columns=steps)
         print(f"{picture}: {len(images)} images of epoch {epoch}")
 
 

@@ -1,5 +1,4 @@
-"""What a run leaves behind: the columns of its rows with their units, and the names of its files,
-folders and states.
+"""What a run leaves behind: columns of its rows with units, names of its files, folders, states.
 
 The training loop emits one row per lane and epoch, and `analysis` reads it back. Nothing here
 imports anything, so that `analysis` needs no PyTorch.
@@ -86,8 +85,7 @@ OVER_LANES: Final[dict[str, str]] = {
     "digits_covered": "min",
     "collapsed": "max",
 }
-"""How a column of one epoch is taken over a trial's lanes; numbers that are not named are
-averaged."""
+"""How a column of one epoch is taken over a trial's lanes; other numbers are averaged."""
 
 # Files of a search's folder
 SEARCH_FILE: Final = "search.json"  # the question: space, rungs, seed, protocol, versions, options
@@ -116,8 +114,7 @@ an error, `unfinished` was still to train when the files were written (a running
 search)."""
 
 STATUS_OF_STATE: Final = {"COMPLETE": "finished", "PRUNED": "stopped", "FAIL": "failed"}
-"""The status of a trial by the name of its state in Optuna; in all other states it is
-unfinished."""
+"""The status of a trial by its state in Optuna; in all other states it is unfinished."""
 
 
 def trial_name(number: int) -> str:

@@ -60,8 +60,8 @@ def check_settings(settings: Any, spell: Callable[[str], str] = str) -> None:
             got = f"{name} is {value!r}, a {type(value).__name__}"
             raise ValueError(f"{got}; expected {kind.__name__}")
         choices, least = field.metadata.get("choices"), field.metadata.get("least")
-        if choices is not None and value not in choices:
-            raise ValueError(f"{name} is {value!r}; allowed: {', '.join(map(str, choices))}")
+        if choices is not None:
+            check_choice(name, value, choices)
         if least is not None:
             check_bounds(name, value, least, field.metadata["most"])
 
@@ -74,12 +74,14 @@ def plain_type(kind: Any) -> tuple[Any, bool]:
     return typing.get_origin(kind) or kind, False
 
 
-def check_bounds(name: str, value: Any, least: float, most: float | None = None) -> None:
-    """Refuses a number outside its bounds.
+def check_choice(name: str, value: object, allowed: Collection[Any]) -> None:
+    """Refuses what is none of the allowed values by a ValueError that names them."""
+    if value not in allowed:
+        raise ValueError(f"{name} is {value!r}; allowed: {', '.join(map(str, allowed))}")
 
-    Raises:
-        ValueError: names the value and the bounds.
-    """
+
+def check_bounds(name: str, value: Any, least: float, most: float | None = None) -> None:
+    """Refuses a number outside its bounds by a ValueError that names them."""
     if value >= least and (most is None or value <= most):
         return
     bounds = f"at least {least}" if most is None else f"{least} to {most}"

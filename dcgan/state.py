@@ -18,9 +18,7 @@ from dcgan.config import TrainConfig
 from dcgan.lanes import LaneOptimizers, split_lane
 from dcgan.models import Generator, build
 
-LOOP_STREAM = (
-    1  # the random stream of order and noise; stream 0, the seed itself, draws the weights
-)
+LOOP_STREAM = 1  # of order and noise; stream 0, the seed itself, draws the weights
 MEANS = ("generator_loss", "discriminator_loss", "d_real", "d_fake")
 CPU_WIDTH = 32  # channels of all lanes that a CPU trains as one network
 
@@ -35,17 +33,12 @@ class State:
     lanes: Sequence[TrainConfig]
     generator: nn.Module
     discriminator: nn.Module
-    average: nn.Module | None
-    """The averaged copy of G, if the config asks for one."""
+    average: nn.Module | None  # the averaged copy of G, if the config asks for one
     generator_optimizers: LaneOptimizers
     discriminator_optimizers: LaneOptimizers
-    rngs: list[torch.Generator]
-    """One of each lane, for its order and noise."""
-    updates: Tensor
-    """Their number so far, on the device."""
-    sums: Tensor
-    """Sums of `MEANS` over an epoch's batches, (4, L), on the device: reading them would wait for
-    it."""
+    rngs: list[torch.Generator]  # one of each lane, for its order and noise
+    updates: Tensor  # their number so far, on the device
+    sums: Tensor  # (4, L), of `MEANS` over an epoch's batches, on the device: reading waits for it
 
     @property
     def config(self) -> TrainConfig:
@@ -53,40 +46,29 @@ class State:
         return self.lanes[0]
 
 
-def lanes_per_network(lanes: Sequence[TrainConfig], device: torch.device) -> int:
-    """How many lanes train as one network.
-
-    All on CUDA. On a CPU as many as its cache holds: more than that train fewer images a second
-    than one at a time (docs/log.md).
-    """
-    if device.type == "cuda":
-        return len(lanes)
-    widest = max(lanes[0].generator_width, lanes[0].discriminator_width)
-    return min(len(lanes), max(1, CPU_WIDTH // widest))
-
-
 def new_states(lanes: Sequence[TrainConfig], device: torch.device) -> list[State]:
-    """The states of all lanes before the first epoch, in as many networks as pay; determined by
-    config and device."""
-    most = lanes_per_network(lanes, device)
+    """The states of all lanes before the first epoch: of one network on CUDA. On a CPU a network
+    has as many lanes as the cache holds: with more it trains fewer images a second than one lane at
+    a time (docs/log.md)."""
+    most = len(lanes)
+    if device.type != "cuda":
+        widest = max(lanes[0].generator_width, lanes[0].discriminator_width)
+        most = max(1, CPU_WIDTH // widest)
     return [new_state(lanes[i : i + most], device) for i in range(0, len(lanes), most)]
 
 
 def new_state(lanes: Sequence[TrainConfig], device: torch.device) -> State:
     """The state of lanes that train as one network."""
-    generator, discriminator = (to_device(net, device) for net in build(lanes))
-    average = copy.deepcopy(generator).requires_grad_(False) if lanes[0].ema_decay else None
+    G, D = (to_device(net, device) for net in build(lanes))
+    rates_g = [lane.generator_lr for lane in lanes]
+    rates_d = [lane.discriminator_lr for lane in lanes]
     return State(
         lanes=lanes,
-        generator=generator,
-        discriminator=discriminator,
-        average=average,
-        generator_optimizers=LaneOptimizers(
-            generator, lanes, [lane.generator_lr for lane in lanes]
-        ),
-        discriminator_optimizers=LaneOptimizers(
-            discriminator, lanes, [lane.discriminator_lr for lane in lanes]
-        ),
+        generator=G,
+        discriminator=D,
+        average=copy.deepcopy(G).requires_grad_(False) if lanes[0].ema_decay else None,
+        generator_optimizers=LaneOptimizers(G, lanes, rates_g),
+        discriminator_optimizers=LaneOptimizers(D, lanes, rates_d),
         rngs=[random_stream(lane.seed, device) for lane in lanes],
         updates=torch.zeros((), dtype=torch.int64, device=device),
         sums=torch.zeros(len(MEANS), len(lanes), device=device),
@@ -94,10 +76,8 @@ def new_state(lanes: Sequence[TrainConfig], device: torch.device) -> State:
 
 
 def to_device(net: nn.Module, device: torch.device) -> nn.Module:
-    """The net on the device, channels last: the layout of tensor cores, and a third faster on a CPU
-    (docs/log.md)."""
-    moved: nn.Module = net.to(device, memory_format=torch.channels_last)  # type: ignore[call-overload]
-    return moved
+    """The net, channels last: for tensor cores, and a third faster on a CPU (docs/log.md)."""
+    return net.to(device, memory_format=torch.channels_last)  # type: ignore[call-overload, no-any-return]
 
 
 def random_stream(seed: int, device: torch.device) -> torch.Generator:
@@ -130,12 +110,7 @@ def contents(state: State) -> dict[str, Any]:
 
 
 def restore(states: list[State], lanes: Sequence[TrainConfig], path: Path | str) -> dict[str, Any]:
-    """Brings new states to where a checkpoint was taken; returns the checkpoint.
-
-    Raises:
-        FileNotFoundError, ValueError: no checkpoint, a damaged one, or one of another config or
-        kind of device.
-    """
+    """Brings new states to where a checkpoint was taken; returns the checkpoint."""
     saved = checkpoint.load(path)
     checkpoint.check_same_run(path, saved, lanes)
     device = states[0].sums.device.type

@@ -81,20 +81,17 @@ class Store:
         self.get(*SMALL)
 
     def put(self, *paths: Path) -> None:
-        """Uploads those of these files, and of the files in these folders, that are new or changed;
-        or of all."""
+        """Uploads what is new or changed of these files and folders, or of all."""
 
     def remove(self, name: str) -> None:
         """Removes a file or folder of a mirror from the storage, and from the copy."""
 
     def commit(self, record: Path) -> None:
-        """Uploads the record of a decision; a StorageError if another process has become the
-        driver."""
+        """Uploads the record of a decision; a StorageError if another process is the driver now."""
 
 
 class Mirror(Store):
-    """A folder that is a working copy of the one at `uri`: of an object store, or one that other
-    machines mount, too."""
+    """A working copy of the folder at `uri`: of an object store, or one that machines mount."""
 
     is_mirror = True
 
@@ -175,6 +172,8 @@ class Mirror(Store):
                     file.unlink(missing_ok=True)
 
     def put(self, *paths: Path) -> None:
+        from fsspec.implementations.local import LocalFileSystem  # type: ignore[import-untyped]
+
         changed = {}
         for path in paths or (self.folder,):
             for file in [path, *path.rglob("*")]:
@@ -184,7 +183,7 @@ class Mirror(Store):
                 if (now := stamp(file)) != self._uploaded.get(name):
                     changed[name] = now
         with self._explained("written") as (fs, root):
-            if is_local(fs):  # whole or not at all, as object stores do of themselves
+            if isinstance(fs, LocalFileSystem):  # whole or not at all, as object stores do
                 for name in changed:
                     (Path(root) / name).parent.mkdir(parents=True, exist_ok=True)
                     replace(Path(root) / name, (self.folder / name).read_bytes())
@@ -209,8 +208,7 @@ class Mirror(Store):
 
     @contextlib.contextmanager
     def _explained(self, what: str) -> Iterator[tuple[Any, str]]:
-        """The storage's file system and the path in it; any error of theirs becomes one that names
-        the URI."""
+        """The storage's file system and the path in it, whose errors then name the URI."""
         fs, root = file_system(self.location)
         try:
             yield fs, root
@@ -233,23 +231,22 @@ def search_store(storage: str, name: str, *, several: bool) -> Store:
     if "://" in storage:
         return copy_of(f"{storage.rstrip('/')}/{name}")
     path = Path(storage).expanduser().absolute() / name
-    return Mirror(working_copy(str(path)), str(path)) if several else Store(path)
+    return mirror_of(str(path)) if several else Store(path)
 
 
 def copy_of(location: str, purpose: str = "searches") -> Store:
     """The folder of a search, or of a URI a copy on this machine for some purpose."""
     if "://" not in location:
         return Store(Path(location).absolute())
-    uri = location.rstrip("/")
-    return Mirror(working_copy(uri, purpose), uri)
+    return mirror_of(location.rstrip("/"), purpose)
 
 
-def working_copy(uri: str, purpose: str = "searches") -> Path:
-    """The folder of this machine for a search in a storage."""
+def mirror_of(uri: str, purpose: str = "searches") -> Mirror:
+    """The copy on this machine of a search in a storage."""
     parent, _, name = uri.rpartition("/")
     readable = re.sub(r"\W+", "-", parent).strip("-")
     digest = hashlib.sha256(parent.encode()).hexdigest()[:8]
-    return COPIES.expanduser() / purpose / f"{readable}-{digest}" / name
+    return Mirror(COPIES.expanduser() / purpose / f"{readable}-{digest}" / name, uri)
 
 
 def file_system(uri: str) -> tuple[Any, str]:
@@ -266,13 +263,6 @@ def file_system(uri: str) -> tuple[Any, str]:
             hint = f"it needs a package: pip install {package}"
         raise ValueError(f"storage {uri} cannot be used: {hint} ({error})") from error
     return fs, str(root).rstrip("/")
-
-
-def is_local(fs: Any) -> bool:
-    """Whether a file system is this machine's own, which may be a mounted one."""
-    from fsspec.implementations.local import LocalFileSystem  # type: ignore[import-untyped]
-
-    return isinstance(fs, LocalFileSystem)
 
 
 def delete(path: Path) -> None:

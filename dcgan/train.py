@@ -1,5 +1,4 @@
-"""`python -m dcgan.train`: trains one DCGAN, or several seeds of it side by side, outside any
-search."""
+"""`python -m dcgan.train`: trains one DCGAN, or several seeds of it side by side, on its own."""
 
 import argparse
 import dataclasses
@@ -13,30 +12,19 @@ from pathlib import Path
 
 import torch
 
-from dcgan import checkpoint, cli
+from dcgan import checkpoint, cli, schema
 from dcgan.config import LANE_FIELDS, TrainConfig, read_lanes, replicate, write_lanes
 from dcgan.evaluate import device_name
 from dcgan.files import write_rows
 from dcgan.images import sample, save_grid
 from dcgan.loop import train
 from dcgan.precision import default_device
-from dcgan.schema import (
-    BEST_SAMPLES,
-    CHECKPOINT_FILE,
-    ERROR_FILE,
-    PARAMS_FILE,
-    ROWS_FILE,
-    SAMPLES_FOLDER,
-    Row,
-    samples_name,
-)
+from dcgan.schema import Row
 from dcgan.settings import check_bounds
-
-GRID = 64  # images of a sample grid
 
 
 def make_parser() -> cli.Parser:
-    """The command line: a flag for each field of `TrainConfig`, and where to read and write."""
+    """A flag for each field of `TrainConfig`, and where to read and write."""
     parser = cli.Parser(
         prog="python -m dcgan.train",
         description="Train one DCGAN. Writes params.json (the config), result.json (a row per lane "
@@ -45,36 +33,22 @@ def make_parser() -> cli.Parser:
     )
     run_flags = parser.add_argument_group("run")
     add = run_flags.add_argument
-    add(
-        "--config",
-        type=Path,
-        metavar="FILE",
-        help="JSON of settings, or a folder with params.json; flags win. A run's or trial's folder "
+    text = (
+        "JSON of settings, or a folder with params.json; flags win. A run's or trial's folder "
         "gives the number of CPU threads in its result.json too, so that its rows repeat on a CPU "
-        "bit for bit",
+        "bit for bit"
     )
-    add(
-        "--out",
-        type=Path,
-        default=Path("runs/train"),
-        metavar="DIR",
-        help="output folder (default: runs/train)",
-    )
+    add("--config", type=Path, metavar="FILE", help=text)
+    text = "output folder (default: runs/train)"
+    add("--out", type=Path, default=Path("runs/train"), metavar="DIR", help=text)
     add("--resume", action="store_true", help="go on with the run in the output folder")
-    add(
-        "--replicas",
-        type=int,
-        metavar="R",
-        help="lanes that train side by side, one a seed: seed, seed + 1 and so on (default: 1, or "
-        "as many as the config file has)",
+    text = (
+        "lanes that train side by side, one a seed: seed, seed + 1 and so on (default: 1, or "
+        "as many as the config file has)"
     )
-    add(
-        "--samples-every",
-        type=int,
-        default=1,
-        metavar="N",
-        help="epochs between sample grids, 0 for none (default: 1)",
-    )
+    add("--replicas", type=int, metavar="R", help=text)
+    text = "epochs between sample grids, 0 for none (default: 1)"
+    add("--samples-every", type=int, default=1, metavar="N", help=text)
     cli.add_data_dir(run_flags)
     cli.add_flags(parser.add_argument_group("settings"), TrainConfig)
     return parser
@@ -82,15 +56,7 @@ def make_parser() -> cli.Parser:
 
 def wanted_lanes(args: argparse.Namespace) -> list[TrainConfig]:
     """The lanes of a command line: flags over the config file (or the resumed run's) over the
-    defaults.
-
-    `--seed` is the first lane's seed; the others keep their distance from it.
-
-    Raises:
-        ValueError: a value that is not allowed, or `--replicas` with lanes that differ in more than
-            their seed.
-        OSError: the config file cannot be read.
-    """
+    defaults. `--seed` is the first lane's seed; the others keep their distance from it."""
     given = cli.given_flags(args, TrainConfig)
     file = args.out if args.resume else args.config
     lanes = read_lanes(file) if file else [TrainConfig(**given)]
@@ -98,16 +64,6 @@ def wanted_lanes(args: argparse.Namespace) -> list[TrainConfig]:
     lanes = [dataclasses.replace(lane, **given, seed=lane.seed + shift) for lane in lanes]
     if args.replicas is None:
         return lanes
-    check_alike(lanes)
-    return replicate(lanes[0], args.replicas)
-
-
-def check_alike(lanes: Sequence[TrainConfig]) -> None:
-    """Refuses lanes that are no replicas of one config.
-
-    Raises:
-        ValueError: names the settings in which they differ.
-    """
     settings = [name for name in LANE_FIELDS if name != "seed"]
     differing = [name for name in settings if len({getattr(lane, name) for lane in lanes}) > 1]
     if differing:
@@ -115,13 +71,30 @@ def check_alike(lanes: Sequence[TrainConfig]) -> None:
             f"--replicas does not go with lanes that differ in {', '.join(differing)}; "
             f"leave it out, or give the same value to all by a flag"
         )
+    return replicate(lanes[0], args.replicas)
+
+
+def check_run(args: argparse.Namespace, lanes: Sequence[TrainConfig]) -> None:
+    """Refuses flags that do not go together, and a folder that holds another run."""
+    check_bounds("--samples-every", args.samples_every, 0)
+    if args.resume and args.config:
+        raise ValueError(
+            f"--config {args.config} does not go with --resume: "
+            f"the run in {args.out} has its own settings"
+        )
+    if args.resume:
+        checkpoint.check_same_run(args.out, checkpoint.load(args.out), lanes)
+    elif (args.out / schema.CHECKPOINT_FILE).exists():
+        raise ValueError(
+            f"{args.out} already holds a run; "
+            f"go on with it by --resume, or choose another folder by --out"
+        )
 
 
 def recorded_threads(folder: Path) -> int | None:
-    """The number of CPU threads that the run in `folder` began with, or None where its first row
-    does not name it. The file may be cut off later, by a kill."""
+    """The number of CPU threads that the run in `folder` began with, if its first row names it."""
     try:
-        with (folder / ROWS_FILE).open(encoding="utf-8") as rows:
+        with (folder / schema.ROWS_FILE).open(encoding="utf-8") as rows:
             threads = json.loads(rows.readline())["threads"]
     except (OSError, ValueError, TypeError, KeyError):
         return None
@@ -136,7 +109,7 @@ def main() -> None:
             run(args)
         except KeyboardInterrupt:
             message = "\nstopped"
-            if (args.out / CHECKPOINT_FILE).exists():
+            if (args.out / schema.CHECKPOINT_FILE).exists():
                 folder = shlex.quote(str(args.out))
                 message += f"; go on with: {parser.prog} --resume --out {folder}"
             print(message, file=sys.stderr)
@@ -150,7 +123,7 @@ def run(args: argparse.Namespace) -> None:
     out: Path = args.out
     out.mkdir(parents=True, exist_ok=True)
     device = default_device()
-    write_lanes(out / PARAMS_FILE, lanes)
+    write_lanes(out / schema.PARAMS_FILE, lanes)
     where = device_name(device)
     if args.config and (threads := recorded_threads(args.config)):
         torch.set_num_threads(threads)
@@ -159,18 +132,33 @@ def run(args: argparse.Namespace) -> None:
     epochs, precision = config.epochs, config.precision
     print(f"{config.dataset}, {epochs} epochs in {precision} on {where} → {out}", flush=True)
 
-    done = 0
+    rows: list[Row] = []
     if args.resume:
         rows = checkpoint.load(out)["rows"]
         # the checkpoint is the truth: a kill between its writing and a row's would lose the row
-        write_rows(out / ROWS_FILE, rows)
-        done = rows[-1]["epoch"]
-    (out / ERROR_FILE).unlink(missing_ok=True)
+        write_rows(out / schema.ROWS_FILE, rows)
+    done = rows[-1]["epoch"] if rows else 0
+    (out / schema.ERROR_FILE).unlink(missing_ok=True)
     announce(done + 1, epochs)
+    start = time.monotonic()
+
+    def report(row: Row) -> None:
+        rows.append(row)
+        epoch = row["epoch"]
+        with (out / schema.ROWS_FILE).open("a", encoding="utf-8") as file:
+            file.write(json.dumps(row) + "\n")
+        if len(rows) < epoch * len(lanes):
+            return
+        elapsed = time.monotonic() - start
+        print(progress_line(rows[-len(lanes) :], epochs, elapsed, done), flush=True)
+        announce(epoch + 1, epochs)
+        if args.samples_every and epoch % args.samples_every == 0:
+            draw_samples(out, schema.samples_name(epoch), last=True)
+
     try:
-        rows = train(
+        train(
             lanes,
-            report=RunLog(out, lanes, args.samples_every, done),
+            report=report,
             checkpoint_dir=out,
             resume_from=out if args.resume else None,
             data_dir=args.data_dir,
@@ -178,69 +166,17 @@ def run(args: argparse.Namespace) -> None:
         )
     except (FloatingPointError, MemoryError) as error:
         # as a trial's, so that analysis reads the run as failed
-        (out / ERROR_FILE).write_text(f"{error}\n", encoding="utf-8")
+        (out / schema.ERROR_FILE).write_text(f"{error}\n", encoding="utf-8")
         raise
-    print(summary(out, rows))
-
-
-def check_run(args: argparse.Namespace, lanes: Sequence[TrainConfig]) -> None:
-    """Refuses flags that do not go together, and a folder that holds another run.
-
-    Raises:
-        ValueError: names the flag or the folder.
-        OSError: the run to resume cannot be read.
-    """
-    check_bounds("--samples-every", args.samples_every, 0)
-    if args.resume and args.config:
-        raise ValueError(
-            f"--config {args.config} does not go with --resume: "
-            f"the run in {args.out} has its own settings"
-        )
-    if args.resume:
-        checkpoint.check_same_run(args.out, checkpoint.load(args.out), lanes)
-    elif (args.out / CHECKPOINT_FILE).exists():
-        raise ValueError(
-            f"{args.out} already holds a run; "
-            f"go on with it by --resume, or choose another folder by --out"
-        )
-
-
-class RunLog:
-    """Receives each new row: writes it to `result.json`, and, with an epoch's last row, prints a
-    line and draws samples.
-
-    Args:
-        out: the run's folder.
-        lanes: what trains.
-        samples_every: epochs between sample grids, 0 for none.
-        done: epochs that were done when the run was resumed.
-    """
-
-    def __init__(
-        self, out: Path, lanes: Sequence[TrainConfig], samples_every: int, done: int
-    ) -> None:
-        self.out = out
-        self.config = lanes[0]
-        self.lanes = len(lanes)
-        self.samples_every = samples_every
-        self.done = done
-        self.start = time.monotonic()
-        self.of_epoch: list[Row] = []
-
-    def __call__(self, row: Row) -> None:
-        with (self.out / ROWS_FILE).open("a", encoding="utf-8") as file:
-            file.write(json.dumps(row) + "\n")
-        self.of_epoch.append(row)
-        if len(self.of_epoch) < self.lanes:
-            return
-        epochs, elapsed = self.config.epochs, time.monotonic() - self.start
-        print(progress_line(self.of_epoch, epochs, elapsed, self.done), flush=True)
-        announce(row["epoch"] + 1, epochs)
-        self.of_epoch = []
-        if self.samples_every and row["epoch"] % self.samples_every == 0:
-            generator, _, epoch = checkpoint.load_generator(self.out, last=True)
-            images = sample(generator, self.config.latent_size, GRID)
-            save_grid(images, self.out / SAMPLES_FOLDER / samples_name(epoch))
+    picture, best = draw_samples(out, schema.BEST_SAMPLES)
+    trained, evaluated = (
+        cli.duration(sum(row[name] for row in rows)) for name in ("seconds_train", "seconds_eval")
+    )
+    epochs = rows[-1]["epoch"]
+    print(
+        f"{epochs} epoch{'s' * (epochs > 1)}: {trained} of training, {evaluated} of evaluation\n"
+        f"best epoch {best}; samples: {picture}; checkpoint: {out / schema.CHECKPOINT_FILE}"
+    )
 
 
 def announce(epoch: int, epochs: int) -> None:
@@ -250,14 +186,8 @@ def announce(epoch: int, epochs: int) -> None:
 
 
 def progress_line(rows: Sequence[Row], epochs: int, elapsed: float, done: int) -> str:
-    """One line of progress: bar, quality, losses, speed and time left; means over lanes.
-
-    Args:
-        rows: those of one epoch, one a lane.
-        epochs: those of the whole run.
-        elapsed: seconds since the run was started or resumed.
-        done: epochs that were done by then.
-    """
+    """One line of progress from an epoch's rows, one a lane: bar, quality, losses, speed and time
+    left, which follows from the seconds elapsed since `done` of all epochs were done."""
     epoch = int(rows[0]["epoch"])
     filled = round(20 * epoch / epochs)
     left = elapsed / (epoch - done) * (epochs - epoch)
@@ -274,18 +204,11 @@ def progress_line(rows: Sequence[Row], epochs: int, elapsed: float, done: int) -
     )
 
 
-def summary(out: Path, rows: Sequence[Row]) -> str:
-    """Draws samples of the best epoch; returns the run's time and where everything is."""
-    generator, config, best = checkpoint.load_generator(out)
-    images = sample(generator, config.latent_size, GRID)
-    picture = save_grid(images, out / SAMPLES_FOLDER / BEST_SAMPLES)
-    trained = cli.duration(sum(row["seconds_train"] for row in rows))
-    evaluated = cli.duration(sum(row["seconds_eval"] for row in rows))
-    epochs = rows[-1]["epoch"]
-    return (
-        f"{epochs} epoch{'s' * (epochs > 1)}: {trained} of training, {evaluated} of evaluation\n"
-        f"best epoch {best}; samples: {picture}; checkpoint: {out / CHECKPOINT_FILE}"
-    )
+def draw_samples(out: Path, name: str, *, last: bool = False) -> tuple[Path, int]:
+    """Draws a grid of the best epoch's generator, or the last one's; returns its path and epoch."""
+    generator, config, epoch = checkpoint.load_generator(out, last=last)
+    images = sample(generator, config.latent_size, 64)
+    return save_grid(images, out / schema.SAMPLES_FOLDER / name), epoch
 
 
 if __name__ == "__main__":

@@ -26,7 +26,7 @@ from torch.nn import functional as F
 from torch.nn.utils.fusion import fuse_conv_bn_eval
 
 from dcgan import cli
-from dcgan.data import Source, Split, load_split, to_unit_range
+from dcgan.data import Source, Split, load_split, read_asset, to_unit_range
 from dcgan.files import write_json
 from dcgan.precision import default_device
 from dcgan.settings import check_bounds
@@ -60,6 +60,12 @@ class Yardstick(nn.Module):
         return features, self.classify(features)
 
 
+def _block(inputs: int, outputs: int, side: int, padding: int, *pool: nn.Module) -> list[nn.Module]:
+    # a maximum of rectified values is the rectified maximum, a quarter of the work
+    conv = nn.Conv2d(inputs, outputs, side, padding=padding, bias=False)
+    return [conv, nn.BatchNorm2d(outputs), *pool, nn.ReLU(inplace=True)]
+
+
 class Extracted(NamedTuple):
     """Features and predictions of N images."""
 
@@ -67,17 +73,8 @@ class Extracted(NamedTuple):
     probabilities: Tensor  # (N, 10) float32
 
 
-def _block(
-    inputs: int, outputs: int, kernel: int, padding: int, *pool: nn.Module
-) -> list[nn.Module]:
-    # a maximum of rectified values is the rectified maximum, a quarter of the work
-    conv = nn.Conv2d(inputs, outputs, kernel, padding=padding, bias=False)
-    return [conv, nn.BatchNorm2d(outputs), *pool, nn.ReLU(inplace=True)]
-
-
 def fold(features: nn.Sequential) -> None:
-    """Folds each batch norm, as it is in evaluation mode, into the convolution before it, which
-    saves a pass over each map."""
+    """Folds each batch norm, in evaluation mode, into the convolution before it: a pass less."""
     for i, (conv, norm) in enumerate(itertools.pairwise(list(features))):
         if isinstance(conv, nn.Conv2d) and isinstance(norm, nn.BatchNorm2d):
             features[i] = fuse_conv_bn_eval(conv, norm)
@@ -85,19 +82,17 @@ def fold(features: nn.Sequential) -> None:
 
 
 def batch_size(device: torch.device) -> int:
-    """Images to push through a net at once when nothing is learned: few stay in a CPU's cache, many
-    fill a GPU."""
+    """Images at once when nothing is learned: few stay in a CPU's cache, many fill a GPU."""
     return 100 if device.type == "cpu" else 1000
 
 
 @torch.inference_mode()
 def extract(yardstick: Yardstick, images: Tensor) -> Extracted:
-    """Features and predictions of images (N, C, S, S), uint8 or float in [-1, 1], of any size and 1
-    or 3 channels."""
+    """Features and predictions of images (N, C, S, S), uint8 or in [-1, 1], of any S and 1 or 3
+    channels."""
     features, logits = [], []
     for batch in torch.split(images, batch_size(images.device)):
-        x = to_unit_range(batch) if batch.dtype == torch.uint8 else batch.float()
-        x = x.mean(1, keepdim=True)  # (N, 1, S, S)
+        x = to_unit_range(batch).mean(1, keepdim=True)  # (N, 1, S, S)
         if x.shape[-1] != SIZE:
             x = F.interpolate(x, size=(SIZE, SIZE), mode="bilinear", antialias=True)
         f, y = yardstick(x.contiguous(memory_format=torch.channels_last))
@@ -108,38 +103,24 @@ def extract(yardstick: Yardstick, images: Tensor) -> Extracted:
 
 @functools.cache
 def load_yardstick(device: torch.device) -> Yardstick:
-    """The shipped network in evaluation mode, its weights checked against `SHA256`.
-
-    Raises:
-        OSError: the weights file is missing or is not the one this code was released with.
-    """
-    content = PATH.read_bytes()
-    if hashlib.sha256(content).hexdigest() != SHA256:
-        raise OSError(
-            f"{PATH} is damaged or truncated (its sha256 is wrong); install the package again"
-        )
+    """The shipped network in evaluation mode."""
     yardstick = Yardstick()
-    yardstick.load_state_dict(unpack(content))
+    yardstick.load_state_dict(unpack(read_asset(PATH, SHA256)))
     fold(yardstick.eval().features)
     yardstick.requires_grad_(False)
-    moved: Yardstick = yardstick.to(device, memory_format=torch.channels_last)  # type: ignore[call-overload]
-    return moved
+    return yardstick.to(device, memory_format=torch.channels_last)  # type: ignore[call-overload, no-any-return]
 
 
 def unpack(content: bytes) -> dict[str, Tensor]:
-    """The float32 and int64 tensors of a safetensors file, by name.
-
-    Read by hand, since dcgan must run where only PyTorch is installed. The format: 8 bytes of
-    header length, a JSON header of names, shapes and byte ranges, then the tensors.
-    """
+    """The float32 and int64 tensors of a safetensors file, by name: 8 bytes of header length, a
+    JSON header of names, shapes and byte ranges, then the tensors. No library, since dcgan must run
+    where only PyTorch is installed."""
     dtypes = {"F32": torch.float32, "I64": torch.int64}
     start = 8 + struct.unpack_from("<Q", content)[0]
     tensors = {}
     for name, entry in json.loads(content[8:start]).items():
         low, high = entry["data_offsets"]
-        raw = bytearray(
-            content[start + low : start + high]
-        )  # a copy, since a tensor must be writable
+        raw = bytearray(content[start + low : start + high])  # a tensor must be writable
         tensors[name] = torch.frombuffer(raw, dtype=dtypes[entry["dtype"]]).reshape(entry["shape"])
     return tensors
 
@@ -154,29 +135,23 @@ def augment(images: Tensor, rng: torch.Generator) -> Tensor:
     dx, dy = drawn[2], drawn[3]
     cos, sin = scale * angle.cos(), scale * angle.sin()
     rows = [torch.stack([cos, -sin, 0.2 * dx], 1), torch.stack([sin, cos, 0.2 * dy], 1)]
-    grid = F.affine_grid(
-        torch.stack(rows, 1), list(images.shape), align_corners=False
-    )  # (N, 28, 28, 2)
+    size = list(images.shape)
+    grid = F.affine_grid(torch.stack(rows, 1), size, align_corners=False)  # (N, 28, 28, 2)
     return F.grid_sample(images + 1, grid, align_corners=False) - 1  # background is -1, padding 0
 
 
 def fit(
     split: Split, *, epochs: int, batch_size: int, learning_rate: float, seed: int
 ) -> Yardstick:
-    """Trains a yardstick with AdamW, a one-cycle learning rate and augmentation.
-
-    Without label smoothing, which would erase from the features what tells digits of one class
-    apart.
-    """
+    """Trains a yardstick. Label smoothing would erase what tells digits of one class apart."""
     device = split.images.device
     torch.manual_seed(seed)
     rng = torch.Generator(device).manual_seed(seed)
     net = Yardstick().to(device)
     steps = len(split.images) // batch_size
     optimizer = torch.optim.AdamW(net.parameters(), learning_rate, weight_decay=0.01)
-    schedule = torch.optim.lr_scheduler.OneCycleLR(
-        optimizer, learning_rate, total_steps=steps * epochs
-    )
+    one_cycle = torch.optim.lr_scheduler.OneCycleLR
+    schedule = one_cycle(optimizer, learning_rate, total_steps=steps * epochs)
     for epoch in range(epochs):
         total = torch.zeros((), device=device)
         order = torch.randperm(len(split.images), generator=rng, device=device)
@@ -206,7 +181,8 @@ def make(args: argparse.Namespace) -> None:
     recipe = {"epochs": args.epochs, "batch_size": 128, "learning_rate": 4e-3, "seed": args.seed}
     device = default_device()
     data = Source("mnist", data_dir=args.data_dir, device=device)
-    splits = {name: load_split(data, name) for name in ("train", "validation", "test")}
+    unseen = ("validation", "test")
+    splits = {name: load_split(data, name) for name in ("train", *unseen)}
     net = fit(splits["train"], **recipe)
     content = save({name: tensor.cpu() for name, tensor in net.state_dict().items()})
     card = {
@@ -218,9 +194,7 @@ def make(args: argparse.Namespace) -> None:
             "optimizer": "AdamW, one-cycle learning rate",
             "augmentation": " ".join(str(augment.__doc__).split()),
         },
-        "accuracy": {
-            name: round(accuracy(net, splits[name]), 4) for name in ("validation", "test")
-        },
+        "accuracy": {name: round(accuracy(net, splits[name]), 4) for name in unseen},
         "parameters": sum(p.numel() for p in net.parameters()),
         "sha256": hashlib.sha256(content).hexdigest(),
         "made": f"{datetime.date.today()}, torch {torch.__version__}, {device.type}, "
@@ -241,19 +215,11 @@ def main() -> None:
     )
     cli.add_data_dir(parser)
     add = parser.add_argument
-    add(
-        "--out",
-        type=Path,
-        default=Path("yardstick"),
-        help="folder to write (default: yardstick)",
-    )
+    text = "folder to write (default: yardstick)"
+    add("--out", type=Path, default=Path("yardstick"), help=text)
     add("--epochs", type=int, default=12, help="passes over the 50,000 digits (default: 12)")
-    add(
-        "--seed",
-        type=int,
-        default=0,
-        help="seed of weights, order and augmentation (default: 0)",
-    )
+    text = "seed of weights, order and augmentation (default: 0)"
+    add("--seed", type=int, default=0, help=text)
     args = parser.parse_args()
     with cli.one_line_errors(parser):
         make(args)

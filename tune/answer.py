@@ -10,7 +10,7 @@ from dcgan import checkpoint
 from dcgan.config import read_lanes, write_lanes
 from dcgan.data import load_split, to_unit_range
 from dcgan.images import interpolate, sample, save_grid
-from dcgan.schema import BEST_FILE, CHECKPOINT_FILE, STUDY_FILE, TRIALS_PATTERN
+from dcgan.schema import BEST_FILE, CHECKPOINT_FILE, METRIC, STUDY_FILE, TRIALS_PATTERN
 from tune.plan import Plan, quoted
 
 GRID = 64  # images of a sample grid
@@ -18,37 +18,30 @@ ROWS, STEPS = 8, 10  # strips of interpolated images, and images of each
 
 
 def print_answer(plan: Plan) -> bool:
-    """Prints the table, the best config, its samples and the paths of everything; returns whether
-    there is a best."""
+    """Prints the table, the best config and all paths; returns whether there is a best."""
     if not any(load.is_trial(folder) for folder in plan.folder.glob(TRIALS_PATTERN)):
         print("no trial has begun")
         return False
     table, text = tables.write(plan.folder)
     print(f"\n{text}\n")
-    ranked = table.dropna(subset=[plan.search.metric])
+    ranked = table.dropna(subset=[METRIC])
     if ranked.empty:
         print(f"see error.txt in the folders of {plan.folder}")
         return False
     best = ranked.iloc[0]
-    trial, value, epoch = best["trial"], best[plan.search.metric], best["best_epoch"]
+    trial, value, epoch = best["trial"], best[METRIC], best["best_epoch"]
     lanes = read_lanes(plan.folder / trial)
     write_lanes(plan.folder / BEST_FILE, lanes)
-    print(f"best: {trial}, {plan.search.metric} {value:.2f} at epoch {epoch}")
+    print(f"best: {trial}, {METRIC} {value:.2f} at epoch {epoch}")
     settings = lanes[0].to_dict()
     if len(lanes) > 1:
         settings["seed"] = f"{lanes[0].seed} to {lanes[-1].seed}"
     print("  " + ", ".join(f"{name} {value}" for name, value in settings.items()))
-    written = {
-        "table": "table.csv, table.md",
-        "config": BEST_FILE,
-        "trials": f"{TRIALS_PATTERN}/",
-        "study": STUDY_FILE,
-    }
+    written = {"table": "table.csv, table.md", "config": BEST_FILE}
+    written |= {"trials": f"{TRIALS_PATTERN}/", "study": STUDY_FILE}
     if draw_samples(plan, trial):
-        written |= {
-            "samples": "best.png, interpolation.png",
-            "checkpoint": f"{trial}/{CHECKPOINT_FILE}",
-        }
+        written["samples"] = "best.png, interpolation.png"
+        written["checkpoint"] = f"{trial}/{CHECKPOINT_FILE}"
     print(f"\neverything is in {plan.location}:")
     for what, where in written.items():
         print(f"  {what:<11}{where}")
@@ -57,10 +50,7 @@ def print_answer(plan: Plan) -> bool:
 
 def draw_samples(plan: Plan, trial: str) -> bool:
     """Draws images of a trial's best generator, strips between two noises, and real images; returns
-    whether it could.
-
-    A cluster's driver may have no data, which its workers have.
-    """
+    whether it could: a cluster's driver may have no data, which its workers have."""
     folder = plan.folder
     try:
         plan.store.get(f"{trial}/{CHECKPOINT_FILE}")

@@ -1,8 +1,5 @@
-"""Ray's ASHA, with the rungs of the study.
-
-Ray leaves the scheduler out of its snapshots, and its rungs are private: `_brackets` and `_rungs`
-are touched here alone.
-"""
+"""Ray's ASHA, with the rungs of the study. They are private members: `_brackets` and `_rungs` are
+touched in this file alone."""
 
 import math
 from typing import Any
@@ -11,7 +8,7 @@ from ray.tune.experiment import Trial
 from ray.tune.schedulers import ASHAScheduler, TrialScheduler
 
 from dcgan.files import read_rows
-from dcgan.schema import ROWS_FILE
+from dcgan.schema import METRIC, OBJECTIVES, ROWS_FILE
 from tune.ledger import RETRY_OF
 from tune.plan import Plan
 from tune.schedulers import REDUCTION_FACTOR
@@ -19,19 +16,17 @@ from tune.study import StudySearch
 
 
 class Halving(ASHAScheduler):
-    """ASHA (Li et al. 2020, arXiv 1810.05934) whose rungs are those of the study, and which stops
-    what is not finite."""
+    """ASHA (arXiv 1810.05934) with the study's rungs, which stops what is not finite."""
 
     def __init__(self, plan: Plan, searcher: StudySearch) -> None:
         super().__init__(
             time_attr="epoch",
-            metric=plan.search.metric,
-            mode=plan.search.mode,
+            metric=METRIC,
+            mode=OBJECTIVES[METRIC],
             max_t=plan.epochs,
             grace_period=plan.grace_period,
             reduction_factor=REDUCTION_FACTOR,
         )
-        self.objective = plan.search.metric
         self.searcher = searcher
         retried = {trial.user_attrs.get(RETRY_OF) for trial in searcher.past.values()}
         for number, trial in searcher.past.items():
@@ -54,14 +49,12 @@ class Halving(ASHAScheduler):
         decided that the trial goes on, and before the next epoch is reported."""
         try:
             rows = read_rows(self.searcher.plan.trial_folder(number) / ROWS_FILE)
-        except (
-            ValueError
-        ):  # damaged; its checkpoint has the rows, and the trial will write them anew
+        except ValueError:  # damaged: the trial will write it anew, from its checkpoint
             return 0
         return max((row["epoch"] for row in rows), default=0)
 
     def on_trial_result(self, tune_controller: Any, trial: Trial, result: dict[str, Any]) -> str:
-        if not math.isfinite(result[self.objective]):
+        if not math.isfinite(result[METRIC]):
             return str(TrialScheduler.STOP)
         return str(super().on_trial_result(tune_controller, trial, result))
 

@@ -17,23 +17,17 @@ from dcgan.store import Mirror
 from tune.plan import Node
 
 PACKAGES = ("torch", "torchvision", "numpy", "ray", "optuna", "pandas", "fsspec")
-ROOMS = ("dcgan", "tune", "analysis")
-ROOT = Path(__file__).parents[1]
-# The time that each machine has for a check; the first imports PyTorch, and may fetch the data.
-ANSWER_SECONDS = 300
+ROOMS = [Path(__file__).parents[1] / room for room in ("dcgan", "tune", "analysis")]
+ANSWER_SECONDS = 300  # for a check; the first imports PyTorch, and may fetch the data
 
 
 class Cluster:
-    """A cluster that this process is connected to.
-
-    Args:
-        address: `auto`, or host and port of the head; Ray's client (`ray://`) is refused, since the
-            driver has to be part of the cluster.
+    """A cluster that this process is connected to, at `auto`, or host and port of the head.
 
     Raises:
-        ValueError: the address is of another kind.
-        OSError: there is no cluster, it refuses this process, or has another version of Ray or
-            Python.
+        ValueError: the address is of another kind, such as that of Ray's client (`ray://`): the
+            driver has to be part of the cluster.
+        OSError: the cluster cannot be joined.
     """
 
     def __init__(self, address: str) -> None:
@@ -50,11 +44,7 @@ class Cluster:
         return len(self.nodes) > 1 or self.autoscales
 
     def check_ready(self) -> bool:
-        """Returns whether a trial can run on one of its machines by now.
-
-        Raises:
-            OSError: none can, and none will come.
-        """
+        """Returns whether a trial can run on a machine by now; an OSError if none ever will."""
         ready = any(node.gpus if self.gpus else node.cpus for node in self.nodes)
         if not ready and not self.autoscales:
             raise OSError(
@@ -68,15 +58,14 @@ class Cluster:
         self.nodes = living_nodes()
 
     def run_on_worker(self, function: Callable[..., Any], *args: Any) -> Any:
-        """Calls a function on a machine where trials run, with a GPU of its own if they use one;
-        waits until there is one."""
+        """Calls a function on a machine where trials run, with a GPU if they use one, once it is
+        up."""
         import ray
 
         return result(ray.remote(num_cpus=1, num_gpus=min(1, self.gpus))(function).remote(*args))
 
     def run_everywhere(self, function: Callable[..., Any], *args: Any) -> dict[str, Any]:
-        """Calls a function on every machine at the same time; returns what each of them returned or
-        raised, by its name."""
+        """Calls a function on all machines at once; gives what each returned or raised, by name."""
         calls = {node.name: self.start(node, function, *args) for node in self.nodes}
         answers: dict[str, Any] = {}
         for name, call in calls.items():
@@ -97,11 +86,7 @@ class Cluster:
 
 
 def connect(address: str) -> None:
-    """Makes this process a driver of the cluster; its machines run this checkout's code.
-
-    Raises:
-        ValueError, OSError: as `Cluster`.
-    """
+    """Makes this process a driver of the cluster; its machines run this checkout's code."""
     host, colon, port = address.rpartition(":")
     if address != "auto" and ("://" in address or not (host and colon and port.isdecimal())):
         raise ValueError(
@@ -114,25 +99,18 @@ def connect(address: str) -> None:
 
     from tune.stop import answers
 
-    head = head_address() if address == "auto" else address
+    head: str | None = address
+    if address == "auto":
+        # private: `ray.init` has no way to ask for the address without trying to connect
+        head = os.environ.get("RAY_ADDRESS") or ray._private.utils.read_ray_address()
+    failure = f"cannot join the Ray cluster at --address {address}"
     if head and not answers(head):  # Ray itself would try for minutes
-        raise OSError(
-            f"cannot join the Ray cluster at --address {address}: nothing answers at {head}"
-        )
-    code = {"py_modules": [str(ROOT / room) for room in ROOMS]}
+        raise OSError(f"{failure}: nothing answers at {head}")
+    code = {"py_modules": [str(room) for room in ROOMS]}
     try:
         ray.init(address, runtime_env=code, log_to_driver=False, logging_level=logging.ERROR)
     except (ConnectionError, RuntimeError, AuthenticationError) as error:
-        reason = " ".join(str(error).split())
-        raise OSError(f"cannot join the Ray cluster at --address {address}: {reason}") from error
-
-
-def head_address() -> str | None:
-    """The head that `auto` means, as Ray finds it."""
-    # Private: `ray.init` has no way to ask for the address without trying to connect.
-    from ray._private.utils import read_ray_address
-
-    return os.environ.get("RAY_ADDRESS") or read_ray_address()
+        raise OSError(f"{failure}: {one_line(error)}") from error
 
 
 def autoscaler_limits() -> Mapping[str, float]:
@@ -154,12 +132,11 @@ def result(call: Any, timeout: float | None = None) -> Any:
     except ray.exceptions.GetTimeoutError:
         raise TimeoutError(f"no answer within {timeout:.0f} s") from None
     except ray.exceptions.RayError as error:  # the worker, or its machine, is gone
-        raise OSError(" ".join(str(error).split())) from error
+        raise OSError(one_line(error)) from error
 
 
 def use_token() -> None:
-    """Turns token authentication on where there is a token, as `ray.init` does for clusters that it
-    starts itself."""
+    """Turns token authentication on if there is a token; Ray reads that as it is imported."""
     file = Path(os.environ.get("RAY_AUTH_TOKEN_PATH") or "~/.ray/auth_token").expanduser()
     if "RAY_AUTH_TOKEN" in os.environ or file.is_file():
         os.environ.setdefault("RAY_AUTH_MODE", "token")
@@ -181,11 +158,7 @@ def living_nodes() -> list[Node]:
 
 
 def capacity(nodes: Sequence[Node], limits: Mapping[str, float]) -> tuple[int, int]:
-    """CPUs for trials, and GPUs, of a cluster; where it has GPUs, CPUs beside them.
-
-    Args:
-        limits: as `autoscaler_limits` gives them.
-    """
+    """CPUs for trials, and GPUs, of a cluster; where it has GPUs, CPUs beside them."""
     gpus = max(sum(node.gpus for node in nodes), limits.get("GPU", 0))
     cpus = max(sum(node.cpus for node in nodes if node.gpus or not gpus), limits.get("CPU", 0))
     return int(cpus), int(gpus)
@@ -207,7 +180,7 @@ def versions() -> dict[str, str]:
     """What has to be equal on all machines: Python, the packages that compute, and our own code."""
     code = hashlib.sha256()
     for room in ROOMS:
-        for file in sorted((ROOT / room).rglob("*.py")):
+        for file in sorted(room.rglob("*.py")):
             code.update(file.read_bytes())
     packages = {package: version(package) for package in PACKAGES}
     return {"python": platform.python_version(), **packages, "dcgan-tune": code.hexdigest()[:12]}
@@ -218,7 +191,7 @@ def check_versions(cluster: Cluster) -> None:
 
     Raises:
         ValueError: names machines, packages and versions that differ.
-        OSError: a machine did not answer.
+        OSError: names a machine that cannot run our code.
     """
     ours, wrong = versions(), []
     for name, theirs in cluster.run_everywhere(versions).items():
@@ -238,11 +211,7 @@ def check_versions(cluster: Cluster) -> None:
 
 
 def check_data(cluster: Cluster, source: Source) -> None:
-    """Has every machine look for its data, and fetch them where it has none, at the same time.
-
-    Raises:
-        OSError: names a machine that cannot, and why.
-    """
+    """Has every machine look for its data, or fetch them; an OSError names one that cannot."""
     for name, answer in cluster.run_everywhere(find_data, source).items():
         if isinstance(answer, Exception):
             raise OSError(f"{name} has no {source.dataset}: {one_line(answer)}")
@@ -254,11 +223,7 @@ def find_data(source: Source) -> None:
 
 
 def check_storage(store: Mirror, cluster: Cluster | None) -> None:
-    """Has every machine list, read, write and delete in the storage, before anything depends on it.
-
-    Raises:
-        OSError: names the machines that cannot, and why.
-    """
+    """Has every machine read, write and delete in the storage; an OSError names who cannot."""
     parent, _, name = store.location.rpartition("/")
     with tempfile.TemporaryDirectory() as folder:
         probe = Mirror(Path(folder), f"{parent}/.preflight-{name}-{secrets.token_hex(4)}")
@@ -271,22 +236,16 @@ def check_storage(store: Mirror, cluster: Cluster | None) -> None:
             found = cluster.run_everywhere(use_storage, probe.location)
         finally:
             probe.remove("")
-    failed = {name: answer for name, answer in found.items() if isinstance(answer, Exception)}
-    if failed:
-        reasons = "; ".join(f"{name}: {one_line(error)}" for name, error in failed.items())
-        hint = ", such as a folder that all machines mount, or s3://BUCKET/FOLDER"
-        raise OSError(
-            f"--storage {parent} must be one that every machine of the cluster reaches"
-            f"{'' if '://' in store.location else hint}: {reasons}"
-        )
+    failures = [f"{name}: {one_line(e)}" for name, e in found.items() if isinstance(e, Exception)]
+    if failures:
+        text = f"--storage {parent} must be one that every machine of the cluster reaches"
+        if "://" not in parent:
+            text += ", such as a folder that all machines mount, or s3://BUCKET/FOLDER"
+        raise OSError(f"{text}: {'; '.join(failures)}")
 
 
 def use_storage(uri: str) -> None:
-    """Reads the driver's file in a storage, and writes, lists, reads and deletes one of its own.
-
-    Raises:
-        OSError: says what fails.
-    """
+    """Reads the driver's file in a storage, and writes, lists, reads and deletes one of its own."""
     file, name = f"{secrets.token_hex(8)}.txt", socket.gethostname()
     with tempfile.TemporaryDirectory() as one, tempfile.TemporaryDirectory() as other:
         mine, again = Mirror(Path(one), uri), Mirror(Path(other), uri)

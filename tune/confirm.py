@@ -1,9 +1,9 @@
 """The confirm stage: the best settings of a search and the baseline, on seeds that the search never
 saw.
 
-The best of many estimates is too good by selection (the winner's curse). Here each setting is
-trained anew, the epoch is chosen on the validation split as in the search, and its generator is
-scored on the test split.
+The best of many estimates is too good by selection (the winner's curse). The confirm stage trains
+each setting anew, chooses the epoch on the validation split as the search does, and scores its
+generator on the test split.
 """
 
 import dataclasses
@@ -28,12 +28,7 @@ from tune.stop import Stop
 
 def train_again(plan: Plan, stop: Stop) -> None:
     """Trains the best settings of a search anew, within a session, and scores them on the test
-    split.
-
-    Raises:
-        ValueError: the search was confirmed before with other numbers.
-        OSError: as `run_plan`.
-    """
+    split; a ValueError if the search was confirmed before with other numbers."""
     record = json.loads((plan.folder / SEARCH_FILE).read_text(encoding="utf-8"))
     stage = confirm_plan(plan, record)
     runs, epochs = stage.num_trials, stage.epochs
@@ -45,15 +40,7 @@ def train_again(plan: Plan, stop: Stop) -> None:
 
 def confirm_plan(plan: Plan, record: dict[str, Any]) -> Plan:
     """The plan that trains the best finished settings and the baseline on fresh seeds, in
-    `confirm/`.
-
-    Args:
-        plan: of the search; says how many settings and seeds.
-        record: of the search, as its `search.json` holds it.
-
-    Raises:
-        ValueError: the search was confirmed before with other numbers.
-    """
+    `confirm/`; the record is the search's, as its `search.json` holds it."""
     top, count = plan.confirm, plan.confirm_seeds
     store = plan.store.inside(CONFIRM_FOLDER)
     file = store.folder / SEARCH_FILE
@@ -61,8 +48,8 @@ def confirm_plan(plan: Plan, record: dict[str, Any]) -> Plan:
         store.folder.mkdir(exist_ok=True)
         first = plan.search.base.seed + plan.replicas
         seeds = list(range(first, first + count))
-        stage = {"candidates": candidates(plan, top), "seeds": seeds, "top": top, "replicas": 1}
-        write_json(file, record | stage)
+        chosen = {"candidates": candidates(plan, top), "seeds": seeds, "top": top, "replicas": 1}
+        write_json(file, record | chosen)
         store.put(file)
     stage = json.loads(file.read_text(encoding="utf-8"))
     seeds = stage["seeds"]
@@ -92,26 +79,23 @@ def confirm_plan(plan: Plan, record: dict[str, Any]) -> Plan:
 
 
 def candidates(plan: Plan, top: int) -> list[dict[str, Any]]:
-    """The search's best finished trials, best first, and the baseline, last, each with the search's
-    own estimate."""
-    trials = open_ledger(plan.folder).get_trials()
-    finished = [trial for trial in trials if trial.state == TrialState.COMPLETE]
+    """The best finished trials in order, then the baseline, with the search's own estimates."""
+    study, baseline = open_ledger(plan.folder), plan.search.baseline()
+    finished = study.get_trials(states=[TrialState.COMPLETE])
     finished.sort(key=lambda trial: trial.values[0])
-    baseline = plan.search.baseline()
     best = [candidate(plan, trial) for trial in finished[:top] if trial.params != baseline]
-    tried = [trial for trial in trials if trial.params == baseline]
     last: dict[str, Any] = {"trial": None, "estimate": None, "point": baseline}
-    if tried:
-        last = candidate(plan, tried[-1])  # the last, if it was retried
+    for trial in study.get_trials():
+        if trial.params == baseline:  # the last, if it was retried
+            last = candidate(plan, trial)
     return [*best, last | {"baseline": True}]
 
 
 def candidate(plan: Plan, trial: FrozenTrial) -> dict[str, Any]:
-    """A trial to train again."""
-    estimate = None
-    # of a stopped trial too little is known to be held against a whole run
-    if trial.state == TrialState.COMPLETE:
-        estimate = min(trial.intermediate_values.values())
+    """A trial to train again. Of a stopped one too little is known for an estimate to be held
+    against a whole run."""
+    finished = trial.state == TrialState.COMPLETE
+    estimate = min(trial.intermediate_values.values()) if finished else None
     name = plan.trial_folder(trial.number).name
     return {"trial": name, "estimate": estimate, "point": trial.params, "baseline": False}
 

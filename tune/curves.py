@@ -21,17 +21,12 @@ from tune.searches import DEMO, Point, Search, choices_of, make_search
 CURVES = Path(__file__).with_name("curves.csv.xz")
 KEYS = ("search", "config", "seed")
 RESULTS = ("epoch", METRIC, "collapsed", "seconds_train", "seconds_eval", "error")
-MISMATCH = (
-    100.0  # distance of settings that differ in a category; learning rates are never that far apart
-)
+# distance of settings that differ in a category; learning rates are never that far apart
+MISMATCH = 100.0
 
 
 class Curves:
-    """The recorded curves of one search.
-
-    Raises:
-        ValueError: the file holds none of that search.
-    """
+    """The recorded curves of one search; a ValueError if the file holds none."""
 
     def __init__(self, path: Path, search: str) -> None:
         with lzma.open(path, "rt", newline="") as file:
@@ -94,12 +89,9 @@ def _distance(recorded: Point, config: Point) -> float:
 
 def recorded_rows(run: Path) -> Iterator[Row]:
     """The epochs of each trial and lane of a search's folder, with `search`, `settings` (what
-    varied) and `seed`.
+    varied) and `seed`; a ValueError if any has no whole curve.
 
     Where a trial failed, the epoch that it did not finish has an `error` and no results.
-
-    Raises:
-        ValueError: a scheduler ended trials, or one is unfinished.
     """
     search = json.loads((run / SEARCH_FILE).read_text(encoding="utf-8"))
     if search["scheduler"] != SCHEDULERS["fifo"].name:
@@ -119,11 +111,7 @@ def recorded_rows(run: Path) -> Iterator[Row]:
 
 
 def unfinished_row(folder: Path, done: int, epochs: int) -> Row:
-    """The row of the epoch in which a trial failed.
-
-    Raises:
-        ValueError: it did not fail.
-    """
+    """The row of the epoch in which a trial failed."""
     error = folder / ERROR_FILE
     if not error.exists():
         raise ValueError(
@@ -138,9 +126,8 @@ def write_curves(rows: Iterable[Row], out: Path) -> None:
     axes = dict.fromkeys(name for row in rows for name in row["settings"])
     numbers: dict[str, dict[str, int]] = {row["search"]: {} for row in rows}
     with lzma.open(out, "wt", newline="") as file:
-        writer = csv.DictWriter(
-            file, [*KEYS, *axes, *RESULTS], extrasaction="ignore", lineterminator="\n"
-        )
+        columns = [*KEYS, *axes, *RESULTS]
+        writer = csv.DictWriter(file, columns, extrasaction="ignore", lineterminator="\n")
         writer.writeheader()
         for row in rows:
             known = numbers[row["search"]]

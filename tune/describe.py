@@ -3,7 +3,7 @@
 from typing import Any
 
 from dcgan.cli import duration
-from dcgan.schema import COLUMNS, OBJECTIVES
+from dcgan.schema import COLUMNS, METRIC, OBJECTIVES
 from tune.cluster import describe_nodes
 from tune.options import VERSION, Options, read_record
 from tune.plan import Packing, Plan, Site, wanted_preset
@@ -18,7 +18,7 @@ def describe(plan: Plan, options: Options, site: Site) -> str:
     size = f"{base.image_size} × {base.image_size}"
     space = [f"{name:<18} {describe_axis(axis)}" for name, axis in search.axes.items()]
     space += [f"{name:<18} follows {followed}" for name, followed in search.ties.items()]
-    metric = f"{search.metric} on validation: {COLUMNS[search.metric]}"
+    metric = f"{METRIC} on validation: {COLUMNS[METRIC]}"
     if len(plan.objectives) > 1:
         metric = f"Pareto set of {', '.join(plan.objectives)}, on validation"
     lines = {
@@ -71,7 +71,7 @@ def describe_trials(plan: Plan) -> str:
     gpus = f" and {plan.gpus:.3g} GPU" if plan.gpus else ""
     return (
         f"{plan.num_trials} by {first}; seed {plan.seed}{seeds}; {plan.concurrent} at a time, "
-        f"{plan.cpus} CPU{gpus} each"
+        f"1 CPU{gpus} each"
     )
 
 
@@ -116,8 +116,8 @@ def record(plan: Plan, options: Options, site: Site) -> dict[str, Any]:
         "axes": search.axes_as_json(),
         "ties": dict(search.ties),
         "base": search.base.to_dict(),
-        "metric": search.metric,
-        "mode": search.mode,
+        "metric": METRIC,
+        "mode": OBJECTIVES[METRIC],
         "objectives": [{"column": name, "mode": OBJECTIVES[name]} for name in plan.objectives],
         "sampler": plan.sampler,
         "scheduler": plan.scheduler.name,

@@ -22,15 +22,15 @@ from tune.searches import Point, Search
 if TYPE_CHECKING:
     from tune.plan import Plan
 
-STUDY_NAME = "search"  # of the study in its file
+DIRECTIONS = {"min": StudyDirection.MINIMIZE, "max": StudyDirection.MAXIMIZE}
 RETRY_OF = "retry_of"  # the number of the failed trial that this one repeats
 
 
 def open_ledger(folder: Path, objectives: tuple[str, ...] = ()) -> optuna.Study:
-    """The study in a search's folder; a new one of these objectives where there is none yet.
+    """The study in a search's folder, or a new one of these objectives.
 
     Raises:
-        FileNotFoundError: there is none, and no objectives are given for a new one.
+        FileNotFoundError: it is missing, and no objectives are given.
         ValueError: the file is damaged.
     """
     path = folder / STUDY_FILE
@@ -42,9 +42,9 @@ def open_ledger(folder: Path, objectives: tuple[str, ...] = ()) -> optuna.Study:
         storage = RDBStorage("sqlite://", engine_kwargs={"creator": connect})
         if objectives:
             study = optuna.create_study(
-                study_name=STUDY_NAME,
+                study_name="search",
                 storage=storage,
-                directions=[direction(name) for name in objectives],
+                directions=[DIRECTIONS[OBJECTIVES[name]] for name in objectives],
                 load_if_exists=True,
             )
         else:
@@ -62,12 +62,6 @@ def open_ledger(folder: Path, objectives: tuple[str, ...] = ()) -> optuna.Study:
 def quiet_optuna() -> None:
     """Keeps Optuna from announcing each study and trial: called once by whoever runs searches."""
     optuna.logging.set_verbosity(optuna.logging.WARNING)
-
-
-def direction(objective: str) -> StudyDirection:
-    """Which way an objective is optimised."""
-    maximize = OBJECTIVES[objective] == "max"
-    return StudyDirection.MAXIMIZE if maximize else StudyDirection.MINIMIZE
 
 
 def running(params: Point, distributions: Any, **attributes: Any) -> FrozenTrial:
@@ -88,32 +82,16 @@ def record_epoch(study: optuna.Study, number: int, epoch: int, value: float) -> 
     storage.set_trial_intermediate_value(trial_id, epoch, value)
 
 
-def recorded_epochs(study: optuna.Study, number: int) -> dict[int, float]:
-    """What is recorded of a trial's epochs, without reading all other trials as the public way
-    does."""
-    storage = study._storage
-    trial_id = storage.get_trial_id_from_study_id_trial_number(study._study_id, number)
-    return storage.get_trial(trial_id).intermediate_values
-
-
-def trial_of(study: optuna.Study, number: int) -> optuna.Trial:
-    """A trial of a study that can go on; Optuna makes one only as it is asked for, so this uses a
-    private id."""
-    return optuna.Trial(study, study.trials[number]._trial_id)
-
-
 def retry_failed(plan: "Plan") -> int:
-    """Begins each failed trial anew, under a new number, from its last checkpoint; returns how
-    many.
+    """Begins each failed trial anew, from its last checkpoint; returns their number.
 
-    The study keeps the failure; the folder is taken over, so that tables show each setting once.
+    The study keeps the failure; the new trial takes over the folder, so that tables show each
+    setting once.
     """
     study = open_ledger(plan.folder)
-    trials = study.get_trials()
-    known = {trial.user_attrs[RETRY_OF] for trial in trials if RETRY_OF in trial.user_attrs}
-    failed = [
-        trial for trial in trials if trial.state == TrialState.FAIL and trial.number not in known
-    ]
+    retried = {trial.user_attrs.get(RETRY_OF) for trial in study.trials}
+    failures = study.get_trials(states=[TrialState.FAIL])
+    failed = [trial for trial in failures if trial.number not in retried]
     for trial in failed:
         study.add_trial(running(trial.params, trial.distributions, **{RETRY_OF: trial.number}))
     return len(failed)
@@ -146,8 +124,8 @@ def best_points(folder: Path, search: Search, count: int) -> list[Point]:
     the baseline.
 
     Raises:
-        FileNotFoundError, ValueError: no study there, a damaged one, or no finished trial within
-        this search's ranges.
+        FileNotFoundError, ValueError: the study is missing, damaged, or has no finished trial
+            within this search's ranges.
     """
     trials = open_ledger(folder).get_trials(states=[TrialState.COMPLETE])
     fitting: list[Point] = []

@@ -24,21 +24,12 @@ from tune.searches import PRESETS, SEARCHES, doc_of
 
 SAMPLERS = ("tpe", "random", "grid")
 VERSION = 2  # of search.json
-MACHINE = (
-    "storage",
-    "address",
-    "name",
-    "resume",
-    "retry_failed",
-    "data_dir",
-    "dry_run",
-    "report",
-    "estimate",
-)
-"""Options of a machine or a start, which are never saved."""
+MACHINE = ("storage", "address", "data_dir", "name", "resume")
+START = ("retry_failed", "dry_run", "report", "estimate")
+"""Options of a machine, and of a start, which are never saved."""
 CHANGEABLE = ("confirm", "confirm_seeds", "wandb")
 """Saved options that a person may change on resuming."""
-ON_RESUMING = (*(name for name in MACHINE if name != "name"), *CHANGEABLE)
+ON_RESUMING = ("storage", "address", "data_dir", "resume", *START, *CHANGEABLE)
 """Options that may be given with `resume`."""
 OWN_FLAGS = ("dataset", "epochs", "seed", "replicas")
 """What `set` leaves to a flag of its own."""
@@ -116,8 +107,12 @@ class Options:
             raise ValueError(f"--search is missing; allowed: {', '.join(SEARCHES)}")
         if self.retry_failed and not self.resume:
             raise ValueError("--retry-failed goes with --resume NAME")
-        check_folder_name("--name", self.name)
-        check_folder_name("--resume", self.resume)
+        for flag, name in (("--name", self.name), ("--resume", self.resume)):
+            if name is not None and (Path(name).name != name or name == ".."):
+                raise ValueError(
+                    f"{flag} is {name!r}; allowed is one folder name; use --storage for where it "
+                    f"lies"
+                )
         objectives = parse_objectives(self.objectives)
         parse_settings(self.set)
         parse_share(self.gpus_per_trial)
@@ -131,12 +126,9 @@ class Options:
     @property
     def settings(self) -> dict[str, Any]:
         """Settings of `TrainConfig` that are fixed, whether by `set` or by a flag of their own."""
-        settings = parse_settings(self.set) | {"seed": self.seed}
-        if self.dataset is not None:
-            settings["dataset"] = self.dataset
-        if self.epochs is not None:
-            settings["epochs"] = self.epochs
-        return settings
+        own = {"seed": self.seed, "dataset": self.dataset, "epochs": self.epochs}
+        given = {name: value for name, value in own.items() if value is not None}
+        return parse_settings(self.set) | given
 
     @property
     def share(self) -> float | None:
@@ -149,7 +141,9 @@ class Options:
         return values | {"set": list(self.set)}
 
 
-SAVED = tuple(field.name for field in dataclasses.fields(Options) if field.name not in MACHINE)
+SAVED = tuple(
+    field.name for field in dataclasses.fields(Options) if field.name not in (*MACHINE, *START)
+)
 """Options that a search keeps."""
 
 
@@ -199,12 +193,7 @@ def resumed(options: Options) -> Options:
         flags = ", ".join(map(flag_name, refused))
         raise ValueError(f"{flags} cannot go with --resume: the search keeps its own settings")
     record = read_record(search_store(options.storage, options.resume, several=False))
-    return from_saved(record["options"] | given)
-
-
-def from_saved(values: dict[str, Any]) -> Options:
-    """The options of a record."""
-    return Options(**values | {"set": tuple(values["set"])})
+    return dataclasses.replace(saved_options(record), **given)
 
 
 def read_record(store: Store) -> dict[str, Any]:
@@ -225,7 +214,7 @@ def read_record(store: Store) -> dict[str, Any]:
         record: dict[str, Any] = json.loads(file.read_text(encoding="utf-8"))
         version = record.get("version")
         if version == VERSION:
-            check_record(record)
+            saved_options(record)  # refuses what is missing or not allowed
     except (ValueError, TypeError, AttributeError) as error:
         raise ValueError(f"{file} is damaged ({error}); {hint}") from error
     if version != VERSION:
@@ -236,14 +225,14 @@ def read_record(store: Store) -> dict[str, Any]:
     return record
 
 
-def check_record(record: dict[str, Any]) -> None:
-    """Refuses a record that a search cannot go on with."""
+def saved_options(record: dict[str, Any]) -> Options:
+    """The options of a record, which must have all that a search needs to go on."""
     if missing := [name for name in ("options", "points", "axes") if name not in record]:
         raise ValueError(f"it lacks {', '.join(missing)}")
     options = record["options"]
     if differing := sorted(set(options) ^ set(SAVED)):
         raise ValueError(f"its options should have, or should not have, {', '.join(differing)}")
-    from_saved(options)
+    return Options(**options | {"set": tuple(options["set"])})
 
 
 def parse_objectives(text: str) -> tuple[str, ...]:
@@ -288,11 +277,3 @@ def parse_share(text: str) -> float | None:
     raise ValueError(
         f"--gpus-per-trial is {text}; allowed is above 0, up to 1 (a trial uses one GPU), or auto"
     )
-
-
-def check_folder_name(flag: str, name: str | None) -> None:
-    """Refuses what is not the name of one folder."""
-    if name is not None and (Path(name).name != name or name == ".."):
-        raise ValueError(
-            f"{flag} is {name!r}; allowed is one folder name; use --storage for where it lies"
-        )

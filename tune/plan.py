@@ -81,7 +81,7 @@ class Plan:
     search: Search
     sampler: str
     scheduler: Scheduler
-    objectives: tuple[str, ...] = (METRIC,)  # columns to optimise, the search's metric first
+    objectives: tuple[str, ...] = (METRIC,)  # columns to optimise, the metric first
     points: list[Point]  # settings tried before the sampler proposes any
     num_trials: int
     replicas: int = 1  # seeds that each trial trains side by side
@@ -90,7 +90,6 @@ class Plan:
     data_dir: Path | None = None  # above the data; None lets each machine use its own
     store: Store = dataclasses.field(compare=False)  # where everything is kept
     slots: int  # trials that can train at the same time
-    cpus: int = 1  # CPU threads of a trial
     gpus: float = 0.0  # share of a GPU that a trial asks for; 0 on a machine without one
     address: str = ""  # the cluster's; empty where Ray is started on this machine alone
     nodes: tuple[Node, ...] = ()  # the cluster's machines, as the plan was made
@@ -135,7 +134,7 @@ class Plan:
     @property
     def request(self) -> dict[str, float]:
         """What a trial asks of Ray."""
-        return {"cpu": self.cpus, "gpu": self.gpus}
+        return {"cpu": 1, "gpu": self.gpus}
 
     @property
     def resume_command(self) -> str:
@@ -179,9 +178,8 @@ def make_plan(options: Options, site: Site) -> Plan:
     # nothing ends a grid, or a Pareto search, early
     usual = "fifo" if search.sampler == "grid" or len(objectives) > 1 else "asha"
     points = saved_points(search, site.store) if options.resume else first_points(options, search)
-    slots, gpus = resources(
-        options.share or site.share, options.max_concurrent, site.cpus, site.gpus
-    )
+    share = options.share or site.share
+    slots, gpus = resources(share, options.max_concurrent, site.cpus, site.gpus)
     return Plan(
         search=search,
         sampler=search.sampler,
@@ -250,7 +248,7 @@ def first_points(options: Options, search: Search) -> list[Point]:
     """Settings tried before the sampler proposes any: the whole grid, or the baseline and the best
     of an earlier search."""
     if search.sampler == "grid":
-        return search.grid_points()[: search.num_trials]
+        return search.points()[: search.num_trials]
     if not options.points_from:
         return [search.baseline()]
     earlier = copy_of(options.points_from, purpose="earlier")

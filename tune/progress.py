@@ -11,6 +11,7 @@ from ray.tune.experiment import Trial
 from tqdm import tqdm
 
 from dcgan.cli import duration, short
+from dcgan.schema import METRIC, Row
 from tune.plan import Plan
 from tune.runner import cause_of
 from tune.study import StudySearch
@@ -20,8 +21,7 @@ REDRAW_SECONDS = 0.2  # where they can
 
 
 class Progress(ray_tune.Callback):
-    """Prints a line for each ended trial, and a status line that overwrites itself on a
-    terminal."""
+    """Prints a line for each ended trial, and a status line that a terminal overwrites."""
 
     def __init__(self, plan: Plan, searcher: StudySearch) -> None:
         self.plan = plan
@@ -54,18 +54,13 @@ class Progress(ray_tune.Callback):
             self.bar.close()
 
     def on_trial_result(
-        self,
-        iteration: int,
-        trials: list[Trial],
-        trial: Trial,
-        result: dict[str, Any],
-        **info: Any,
+        self, iteration: int, trials: list[Trial], trial: Trial, result: Row, **info: Any
     ) -> None:
         # an epoch that is not new is reported again, after a restart
         if result["epoch"] > self.reached.get(str(trial), 0):
             self.epochs += 1
             self.seconds += result["seconds_train"] + result["seconds_eval"]
-        self._note(str(trial), result["epoch"], result[self.plan.search.metric])
+        self._note(str(trial), result["epoch"], result[METRIC])
         self._show_status()
 
     def on_trial_complete(
@@ -74,7 +69,7 @@ class Progress(ray_tune.Callback):
         epoch = self.ended[str(trial)] = self.reached[str(trial)]
         value, best = self.best_of[str(trial)]
         verb = "finished" if epoch >= self.plan.epochs else f"stopped at epoch {epoch}"
-        self._end(trial, f"{verb}: best {self.plan.search.metric} {value:.2f} at epoch {best}")
+        self._end(trial, f"{verb}: best {METRIC} {value:.2f} at epoch {best}")
 
     def on_trial_error(
         self, iteration: int, trials: list[Trial], trial: Trial, **info: Any
@@ -88,33 +83,26 @@ class Progress(ray_tune.Callback):
 
     def status(self) -> str:
         """The status line."""
-        marks = [*self.plan.rungs, self.plan.epochs]
-        reached = {mark: sum(epoch >= mark for epoch in self.reached.values()) for mark in marks}
         trials = f"trials {len(self.ended)}/{self.total}"
         if self.failed:
             trials += f", {self.failed} failed"
-        value, epoch = min(self.best_of.values(), default=(math.inf, 0))
+        marks, epochs = [*self.plan.rungs, self.plan.epochs], self.reached.values()
+        counts = [f"{mark}:{sum(epoch >= mark for epoch in epochs)}" for mark in marks]
+        reached = f"reached epoch {'  '.join(counts)}"
         best, left = "no result yet", "starting"
-        if epoch:
-            best = f"best {self.plan.search.metric} {value:.2f} (epoch {epoch})"
+        if self.best_of:
+            value, epoch = min(self.best_of.values())
+            best = f"best {METRIC} {value:.2f} (epoch {epoch})"
         if self.epochs:
             left = f"about {duration(self._seconds_left())} left"
-        parts = [
-            duration(time.monotonic() - self.start),
-            trials,
-            "reached epoch " + "  ".join(f"{mark}:{count}" for mark, count in reached.items()),
-            best,
-            left,
-        ]
-        return " · ".join(parts)
+        return " · ".join([duration(time.monotonic() - self.start), trials, reached, best, left])
 
     def _note(self, name: str, epoch: int, value: float) -> None:
         self.reached[name] = max(epoch, self.reached.get(name, 0))
         self.best_of[name] = min((value, epoch), self.best_of.get(name, (math.inf, 0)))
 
     def _seconds_left(self) -> float:
-        """Epochs still to train, guessed from the trials that ended, at the pace of the epochs so
-        far."""
+        """The epochs to train, guessed from the trials that ended, at the pace so far."""
         lengths = self.ended.values()
         typical = self.plan.expected_epochs()
         if len(lengths) >= 3:
@@ -133,7 +121,9 @@ class Progress(ray_tune.Callback):
         tqdm.write(f"{trial} {how}" + (f"  ({settings})" if settings else ""))
         sys.stdout.flush()
         self._show_status()
-        forget(trial)
+        # statistics that Ray keeps of every column, some 60 kB a trial, which nobody reads
+        trial.run_metadata.metric_analysis.clear()
+        trial.run_metadata.metric_n_steps.clear()
 
     def _show_status(self) -> None:
         pause = QUIET_SECONDS if self.bar is None else REDRAW_SECONDS
@@ -144,10 +134,3 @@ class Progress(ray_tune.Callback):
             print(self.status(), flush=True)
         else:
             self.bar.set_description_str(self.status())
-
-
-def forget(trial: Trial) -> None:
-    """Drops the statistics that Ray keeps of every column of an ended trial, some 60 kB, which
-    nobody reads."""
-    trial.run_metadata.metric_analysis.clear()
-    trial.run_metadata.metric_n_steps.clear()

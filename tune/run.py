@@ -45,15 +45,32 @@ def run(options: Options) -> int:
 
 
 def search(plan: Plan, options: Options, record: dict[str, Any]) -> int:
-    """Runs a plan, of which `search.json` keeps the record; returns the exit code."""
-    from tune.answer import report_command
-    from tune.runner import storage_error
+    """Runs a plan, of which `search.json` keeps the record, from its first trial to the report;
+    returns the exit code."""
+    from tune.answer import print_answer, print_confirmed, report_command, write_page
+    from tune.confirm import train_again
+    from tune.ledger import retry_failed
+    from tune.progress import Progress
+    from tune.runner import run_plan, session, storage_error
+    from tune.track import default_mode, describe, tracked, tracking
 
-    found, interrupted = False, True
     try:
-        found, interrupted = find_best(plan, options, record)
+        mode = options.wandb or default_mode()
+        print(f"{'tracking':<8} {describe(mode, tracked(plan.location).folder)}\n", flush=True)
+        with session(plan, record) as stop, tracking(plan, mode, stop):
+            if options.retry_failed:
+                print(f"retrying {retry_failed(plan)} failed trials")
+            run_plan(plan, stop, Progress)
+            found = print_answer(plan)
+            if found and plan.confirm and not stop.asked:
+                train_again(plan, stop)
+                print_confirmed(plan)
+            interrupted = stop.asked
+            if found and options.report and not interrupted:
+                write_page(plan)
+            plan.store.put()
     except KeyboardInterrupt:  # before Ray was up, or for the second time
-        pass
+        found, interrupted = False, True
     except StorageError as error:
         explained = storage_error(error, plan)
         assert explained
@@ -64,33 +81,6 @@ def search(plan: Plan, options: Options, record: dict[str, Any]) -> int:
         print(f"\nstopped; go on with: {plan.resume_command}")
         return 130
     return 0 if found else 1
-
-
-def find_best(plan: Plan, options: Options, record: dict[str, Any]) -> tuple[bool, bool]:
-    """Runs a plan in a session of its own, with tracking, confirm stage and report; returns whether
-    there is a best trial, and whether the search was interrupted."""
-    from tune.answer import print_answer, print_confirmed, write_page
-    from tune.confirm import train_again
-    from tune.ledger import retry_failed
-    from tune.progress import Progress
-    from tune.runner import run_plan, session
-    from tune.track import default_mode, describe, tracked, tracking
-
-    mode = options.wandb or default_mode()
-    print(f"{'tracking':<8} {describe(mode, tracked(plan.location).folder)}\n", flush=True)
-    with session(plan, record) as stop, tracking(plan, mode, stop):
-        if options.retry_failed:
-            print(f"retrying {retry_failed(plan)} failed trials")
-        run_plan(plan, stop, Progress)
-        found = print_answer(plan)
-        if found and plan.confirm and not stop.asked:
-            train_again(plan, stop)
-            print_confirmed(plan)
-        interrupted = stop.asked
-        if found and options.report and not interrupted:
-            write_page(plan)
-        plan.store.put()
-    return found, interrupted
 
 
 if __name__ == "__main__":

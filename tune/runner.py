@@ -1,7 +1,7 @@
 """Runs a plan on Ray: Optuna proposes, a scheduler stops, Ray trains; the ledger and the trials'
 folders remember.
 
-Ray's private members that are used: `class_cache.ENV_VARS_TO_PROPAGATE`, and the names of loggers.
+Private members of Ray: `class_cache.ENV_VARS_TO_PROPAGATE`, and the names of loggers.
 """
 
 import contextlib
@@ -23,7 +23,15 @@ from ray.tune.execution import class_cache
 from ray.tune.experiment import Trial
 
 from dcgan.files import write_json
-from dcgan.schema import ERROR_FILE, LOCK_FILE, SEARCH_FILE, STUDY_FILE, TRIALS_PATTERN, trial_name
+from dcgan.schema import (
+    ERROR_FILE,
+    LOCK_FILE,
+    SEARCH_FILE,
+    STUDY_FILE,
+    TRIALS_PATTERN,
+    Row,
+    trial_name,
+)
 from dcgan.store import StorageError
 from tune.ledger import open_ledger, quiet_optuna, take_over_folders
 from tune.plan import Plan
@@ -36,25 +44,20 @@ SCRATCH = ".ray"  # what Ray writes of its own accord; nothing is ever read back
 STORAGE_ERRORS = (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EIO)
 ROOM_BYTES = 1_000_000  # a disk with less is full
 
+# such as tune.progress.Progress
 MakeCallback = Callable[[Plan, StudySearch], ray_tune.Callback]
-"""Makes a callback of Ray for a run of a plan, such as `tune.progress.Progress`."""
 
 
 def quiet_ray() -> None:
     """Sets what Ray reads from the environment and keeps to itself: called once by whoever runs
-    searches.
-
-    Trials write their rows and report their failures themselves, and Ray's snapshots are never read
-    back.
-    """
+    searches. Trials write their rows themselves, and Ray's snapshots are never read back."""
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
     os.environ.setdefault("RAY_AIR_NEW_OUTPUT", "0")  # Tune's own status gives way to tune.progress
     # of trials that fail as the search ends, each of which is reported
     os.environ.setdefault("RAY_IGNORE_UNHANDLED_ERRORS", "1")
     os.environ["TUNE_DISABLE_AUTO_CALLBACK_LOGGERS"] = "1"
     os.environ["TUNE_GLOBAL_CHECKPOINT_S"] = "1000000"
-    # Ray would put them into its workers' runtime environment, which it logs; each machine has its
-    # own
+    # Ray would log them, with its workers' runtime environment; each machine has its own
     secret = {name for name in class_cache.ENV_VARS_TO_PROPAGATE if name.startswith("AWS_")}
     class_cache.ENV_VARS_TO_PROPAGATE -= secret
     # failed trials are reported by tune.progress, and their traceback is kept in error.txt
@@ -69,11 +72,9 @@ def not_about_failed_trials(record: logging.LogRecord) -> bool:
 
 
 @contextlib.contextmanager
-def session(plan: Plan, description: dict[str, Any] | None = None) -> Iterator[Stop]:
-    """Ray, and this process as the only driver of a search's folder.
-
-    Args:
-        description: of the search, written as `search.json` before anything else.
+def session(plan: Plan, description: dict[str, Any]) -> Iterator[Stop]:
+    """Ray, and this process as the only driver of a search's folder, where it writes the
+    description as `search.json` before anything else.
 
     Raises:
         OSError: the search is running elsewhere, or Ray cannot start.
@@ -86,19 +87,15 @@ def session(plan: Plan, description: dict[str, Any] | None = None) -> Iterator[S
         raise OSError(f"{plan.folder} is in use: the search is running") from None
     with lock:
         plan.store.begin()
-        if description:
-            write_json(plan.folder / SEARCH_FILE, description)
-            plan.store.put(plan.folder / SEARCH_FILE)
+        write_json(plan.folder / SEARCH_FILE, description)
+        plan.store.put(plan.folder / SEARCH_FILE)
         quiet_ray()
         with running_ray(plan), stop_signals(stop):
             yield stop
 
 
-def run_plan(plan: Plan, stop: Stop, make_progress: MakeCallback | None = None) -> None:
+def run_plan(plan: Plan, stop: Stop, make_progress: MakeCallback) -> None:
     """Runs the plan, or what is left of it, within a `session`.
-
-    Args:
-        make_progress: makes the callback that shows how far the plan is.
 
     Raises:
         OSError: the disk is full or gone; everything up to there is kept.
@@ -117,11 +114,8 @@ def run_plan(plan: Plan, stop: Stop, make_progress: MakeCallback | None = None) 
     if searcher.remaining == 0:
         return
     faults = Faults(plan, searcher, stop.plan)
-    callbacks: list[ray_tune.Callback] = [faults]
-    if make_progress:
-        callbacks.insert(0, make_progress(plan, searcher))
     try:
-        tuner(plan, searcher, callbacks).fit()
+        tuner(plan, searcher, [make_progress(plan, searcher), faults]).fit()
     except Exception as error:
         if full := storage_error(error, stop.plan):
             raise full from error
@@ -141,11 +135,7 @@ def tuner(
     callbacks: list[ray_tune.Callback],
     train: Callable[..., None] = trainable,
 ) -> ray_tune.Tuner:
-    """Ray's tuner for what is left of the plan.
-
-    Args:
-        train: what runs a trial; a test of the driver replays recorded curves instead.
-    """
+    """Ray's tuner for what is left of the plan; a test of the driver replays curves in `train`."""
     # and neither searcher nor plan: Ray pickles `name_trial` with every trial
     numbers = searcher.numbers
 
@@ -156,7 +146,6 @@ def tuner(
         store=plan.store,
         data_dir=plan.data_dir,
         replicas=plan.replicas,
-        cpus=plan.cpus,
         gpus=plan.gpus,
         patience=plan.patience,
         keep=plan.keep,
@@ -183,23 +172,16 @@ def tuner(
 
 
 class Faults(ray_tune.Callback):
-    """Finds what a failed trial died of: its own fault, which is recorded, or the disk's, which
-    stops the search."""
+    """Records what a failed trial died of; if of the disk, stops the search instead."""
 
     def __init__(self, plan: Plan, searcher: StudySearch, whole: Plan) -> None:
         self.plan, self.searcher = plan, searcher
-        # the plan whose command goes on with this one, which may be its confirm stage
-        self.whole = whole
+        self.whole = whole  # whose command goes on with the plan, which may be its confirm stage
         self.storage: OSError | None = None
         self.reached: dict[str, int] = {}
 
     def on_trial_result(
-        self,
-        iteration: int,
-        trials: list[Trial],
-        trial: Trial,
-        result: dict[str, Any],
-        **info: Any,
+        self, iteration: int, trials: list[Trial], trial: Trial, result: Row, **info: Any
     ) -> None:
         # progress: earlier failures are forgiven
         if result["epoch"] > self.reached.get(trial.trial_id, 0):
@@ -224,18 +206,14 @@ class Faults(ray_tune.Callback):
 
 
 def cause_of(trial: Trial) -> BaseException:
-    """The exception that a trial failed of. (Ray's `get_error` looks where it has not copied it
-    yet.)"""
+    """The exception that a trial failed of. (Ray's `get_error` looks elsewhere, too early.)"""
     error = cloudpickle.loads(Path(trial.pickled_error_file).read_bytes())
     cause: BaseException = getattr(error, "cause", error)
     return cause
 
 
 def storage_error(error: BaseException | None, plan: Plan) -> OSError | None:
-    """An error to show if this one came from a disk that is full or gone, or from the storage.
-
-    It did if it, or what caused it, says so, or if the disk is full.
-    """
+    """The error to show if this one, or its cause, is the disk's or storage's, or if it is full."""
     seen = error
     while seen is not None:
         if isinstance(seen, StorageError):
@@ -255,15 +233,14 @@ def storage_error(error: BaseException | None, plan: Plan) -> OSError | None:
 
 @contextlib.contextmanager
 def running_ray(plan: Plan) -> Iterator[None]:
-    """Ray on as many CPUs of this machine as the plan uses; a Ray that runs already, as a cluster's
-    does, is used as it is."""
+    """Ray on as many CPUs as the plan uses, or the Ray that runs already, as a cluster's does."""
     if ray.is_initialized():
         yield
         return
     try:
         ray.init(
             "local",  # else it joins a cluster that happens to run on this machine
-            num_cpus=plan.slots * plan.cpus,
+            num_cpus=plan.slots,
             include_dashboard=False,
             log_to_driver=False,
             logging_level=logging.ERROR,

@@ -1,8 +1,7 @@
 """What may end a trial early: one entry of `SCHEDULERS` each.
 
-An entry says everything that others have to know of a scheduler: when it decides, how much it
-leaves to train, how it is described. Ray is imported only where its scheduler is made, so that
-`--help` need not wait for it.
+An entry says when it decides, how much it leaves to train, and how it is described. Ray is imported
+only where its scheduler is made, so that `--help` need not wait for it.
 """
 
 from collections.abc import Sequence
@@ -71,10 +70,8 @@ class Asha(Scheduler):
         return trained / num_trials
 
     def text(self, plan: "Plan") -> str:
-        if not plan.rungs:
-            return super().text(plan)
         rungs = ", ".join(map(str, plan.rungs))
-        return f"the best third goes on after epoch {rungs} (ASHA)"
+        return f"the best third goes on after epoch {rungs} (ASHA)" if rungs else super().text(plan)
 
     def make(self, plan: "Plan", searcher: "StudySearch") -> "TrialScheduler":
         if not plan.rungs:

@@ -24,7 +24,6 @@ from optuna.distributions import (
 from optuna.trial import TrialState, create_trial
 
 from dcgan.config import TrainConfig
-from dcgan.schema import METRIC
 
 Point = dict[str, Any]
 
@@ -35,12 +34,10 @@ class Preset:
 
     name: str
     dataset: str
-    width: int
-    """Channels at the baseline's `generator_width` and `discriminator_width`."""
+    width: int  # channels at the baseline's `generator_width` and `discriminator_width`
     epochs: int
     num_trials: int
-    confirm: int
-    """Best settings to train again after the search, on `confirm_seeds` fresh seeds."""
+    confirm: int  # best settings to train again after the search, on `confirm_seeds` fresh seeds
     confirm_seeds: int
 
 
@@ -55,27 +52,15 @@ PRESETS = {preset.name: preset for preset in (DEMO, REPORT)}
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Search:
-    """What to vary, over which values, and what to call best.
-
-    Called with an Optuna trial, it gives a complete config: Ray's `OptunaSearch` takes it as a
-    define-by-run space.
-    """
+    """What to vary, and over which values; called with an Optuna trial, a complete config."""
 
     name: str
-    base: TrainConfig
-    """Every setting that is not varied."""
-    axes: Mapping[str, BaseDistribution]
-    """Distribution of each varied setting, by its name in `TrainConfig`."""
-    ties: Mapping[str, str] = field(default_factory=dict)
-    """Settings that follow a varied one: name to the name followed."""
-    grid: Mapping[str, Sequence[Any]]
-    """The original study's own values of each axis, for `--sampler grid`."""
-    num_trials: int
-    """Configs to try, unless the user or the grid says otherwise."""
-    sampler: str = "tpe"
-    """The default sampler: `grid` where the space is a short list."""
-    metric: str = METRIC
-    mode: str = "min"
+    base: TrainConfig  # every setting that is not varied
+    axes: Mapping[str, BaseDistribution]  # of each varied setting, by its name in `TrainConfig`
+    ties: Mapping[str, str] = field(default_factory=dict)  # what follows a varied one, to that one
+    grid: Mapping[str, Sequence[Any]]  # the original study's own values of each axis
+    num_trials: int  # configs to try, unless the user or the grid says otherwise
+    sampler: str = "tpe"  # the default one: `grid` where the space is a short list
 
     @property
     def settings(self) -> float:
@@ -108,15 +93,15 @@ class Search:
         """The point of the space where the base config lies."""
         return {name: getattr(self.base, name) for name in self.axes}
 
-    def grid_points(self) -> list[Point]:
-        """Every combination of the grid's values, in a fixed order."""
-        combinations = itertools.product(*self.grid.values())
-        return [dict(zip(self.grid, values, strict=True)) for values in combinations]
-
     def as_grid(self) -> "Search":
         """The same search over the original study's own values alone."""
         axes = {name: CategoricalDistribution(values) for name, values in self.grid.items()}
         return dataclasses.replace(self, axes=axes)
+
+    def points(self) -> list[Point]:
+        """Every point of a finite space, in a fixed order; none where an axis is continuous."""
+        choices = [choices_of(axis) or () for axis in self.axes.values()]
+        return [dict(zip(self.axes, point, strict=True)) for point in itertools.product(*choices)]
 
     def axes_as_json(self) -> dict[str, Any]:
         """Each axis as Optuna writes it: the name of its kind, and its attributes."""
@@ -199,10 +184,7 @@ def architecture(base: TrainConfig, preset: Preset, precisions: Sequence[str]) -
             "generator_width": CategoricalDistribution(widths),
             "extra_convs": CategoricalDistribution([0, 1, 2]),
         },
-        ties={
-            "discriminator_depth": "generator_depth",
-            "discriminator_width": "generator_width",
-        },
+        ties={"discriminator_depth": "generator_depth", "discriminator_width": "generator_width"},
         grid={
             "generator_depth": (2, 3),
             "generator_width": (width, 2 * width),

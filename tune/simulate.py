@@ -21,25 +21,18 @@ from tune.searches import Search
 from tune.simulation import simulate
 
 WITHIN = 1.05  # of the best recorded metric: how near a search must come
-METHODS = {
-    "random": ("random", "fifo"),
-    "random+asha": ("random", "asha"),
-    "tpe": ("tpe", "fifo"),
-    "tpe+asha": ("tpe", "asha"),
-}
-"""Sampler and scheduler of each way of searching."""
+METHODS = ("random", "random+asha", "tpe", "tpe+asha")  # sampler, and scheduler if any
 
 
 def make_plan(
     search: Search, method: str, seed: int, num_trials: int, grace_period: int, workers: int
 ) -> Plan:
-    """A plan for simulation. No point is given beforehand, so that the samplers show what they can
-    do from nothing."""
-    sampler, scheduler = METHODS[method]
+    """A plan for simulation, without first points: the samplers show what they can do alone."""
+    sampler, _, scheduler = method.partition("+")
     return Plan(
         search=search,
         sampler=sampler,
-        scheduler=SCHEDULERS[scheduler],
+        scheduler=SCHEDULERS[scheduler or "fifo"],
         points=[],
         num_trials=num_trials,
         grace_period=grace_period,
@@ -49,12 +42,12 @@ def make_plan(
     )
 
 
-def needed(plan: Plan, curves: Curves, workers: int, budget: int) -> tuple[float, float, bool]:
-    """Epochs and seconds until a search comes near the best; all of the budget, at the search's
-    pace, if it never does."""
+def needed(plan: Plan, curves: Curves, budget: int) -> tuple[float, float, bool]:
+    """Epochs and seconds until a search comes near the best, and whether it does; if not, all of
+    the budget, at the search's pace."""
     curve_seed = curves.seeds[plan.seed % len(curves.seeds)]
     target = WITHIN * curves.best(curve_seed)
-    seconds, epochs, best = simulate(plan, curves, workers, curve_seed, target=target).progress[-1]
+    seconds, epochs, best = simulate(plan, curves, curve_seed, target=target).progress[-1]
     return (epochs, seconds, True) if best <= target else (budget, seconds / epochs * budget, False)
 
 
@@ -65,37 +58,22 @@ def compare_methods(
     search = curves.search(name)
     num_trials = int(min(num_trials, search.settings))
     budget = num_trials * curves.epochs
-    lines: list[list[str]] = []
+    lines = []
     medians: dict[str, float] = {}
     for method in METHODS:
-        plans = [
-            make_plan(search, method, seed, num_trials, grace_period, workers)
-            for seed in range(seeds)
-        ]
-        results = [needed(plan, curves, workers, budget) for plan in plans]
+        results = []
+        for seed in range(seeds):
+            plan = make_plan(search, method, seed, num_trials, grace_period, workers)
+            results.append(needed(plan, curves, budget))
         epochs, seconds, reached = zip(*results, strict=True)
         medians[method] = statistics.median(epochs)
         minutes = [value / 60 for value in seconds]
-        lines.append(
-            [
-                method,
-                f"{medians[method]:.0f}",
-                bootstrap_mean(epochs),
-                f"{statistics.median(minutes):.1f}",
-                bootstrap_mean(minutes, 1),
-                f"{sum(reached)}/{seeds}",
-                f"{medians[method] / medians['random']:.2f}",
-            ]
-        )
-    headers = [
-        "method",
-        "epochs",
-        "mean [95 %]",
-        "minutes",
-        "mean [95 %]",
-        "reached",
-        "of random's",
-    ]
+        line = [method, f"{medians[method]:.0f}", bootstrap_mean(epochs)]
+        line += [f"{statistics.median(minutes):.1f}", bootstrap_mean(minutes, 1)]
+        line += [f"{sum(reached)}/{seeds}", f"{medians[method] / medians['random']:.2f}"]
+        lines.append(line)
+    headers = ["method", "epochs", "mean [95 %]", "minutes", "mean [95 %]", "reached"]
+    headers += ["of random's"]
     table = tabulate(lines, headers, tablefmt="simple", disable_numparse=True)
     return (
         f"{name}: epochs and simulated minutes until the best {METRIC} seen is within "
@@ -126,41 +104,18 @@ def main() -> None:
         description="Compare ways of searching over recorded learning curves.",
     )
     add = parser.add_argument
-    add(
-        "--search",
-        choices=("hparams", "architecture"),
-        default="hparams",
-        help="what to vary (default: hparams)",
-    )
+    text = "what to vary (default: hparams)"
+    add("--search", choices=("hparams", "architecture"), default="hparams", help=text)
     add("--seeds", type=int, default=30, metavar="N", help="searches by each method (default: 30)")
     add("--workers", type=int, default=2, metavar="W", help="trials at a time (default: 2)")
-    add(
-        "--num-trials",
-        type=int,
-        default=150,
-        metavar="N",
-        help="settings that a search may try (default: 150)",
-    )
-    add(
-        "--grace-period",
-        type=int,
-        metavar="N",
-        help="epochs before the first decision (default: a sixth of them)",
-    )
-    add(
-        "--curves",
-        type=Path,
-        default=CURVES,
-        metavar="FILE",
-        help="table of recorded curves (default: the one in tune/)",
-    )
-    add(
-        "--record",
-        type=Path,
-        nargs="+",
-        metavar="RUN",
-        help="write that table from searches made with --scheduler fifo",
-    )
+    text = "settings that a search may try (default: 150)"
+    add("--num-trials", type=int, default=150, metavar="N", help=text)
+    text = "epochs before the first decision (default: a sixth of them)"
+    add("--grace-period", type=int, metavar="N", help=text)
+    text = "table of recorded curves (default: the one in tune/)"
+    add("--curves", type=Path, default=CURVES, metavar="FILE", help=text)
+    text = "write that table from searches made with --scheduler fifo"
+    add("--record", type=Path, nargs="+", metavar="RUN", help=text)
     args = parser.parse_args()
     quiet_optuna()
     with cli.one_line_errors(parser):
@@ -173,10 +128,8 @@ def main() -> None:
             return
         curves = Curves(args.curves, args.search)
         grace_period = args.grace_period or default_grace_period(curves.epochs)
-        table = compare_methods(
-            args.search, curves, args.seeds, args.workers, args.num_trials, grace_period
-        )
-        print(table)
+        numbers = (args.seeds, args.workers, args.num_trials, grace_period)
+        print(compare_methods(args.search, curves, *numbers))
 
 
 if __name__ == "__main__":

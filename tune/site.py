@@ -112,7 +112,7 @@ def examine_cluster(options: Options, data_dir: Path | None, cluster: Cluster) -
         nodes = [node for node in cluster.nodes if node.gpus]
         calls = [cluster.start(node, smallest_gpu_bytes, gpus=node.gpus) for node in nodes]
         sizes = dict(zip(nodes, map(result, calls), strict=True))
-        smallest = min(nodes, key=lambda node: sizes[node])
+        smallest = min(sizes, key=lambda node: sizes[node])
         site: Site = result(cluster.start(smallest, examine, options, data_dir, gpus=1))
     else:
         site = cluster.run_on_worker(examine, options, data_dir)
@@ -139,12 +139,14 @@ def examine(options: Options, data_dir: Path | None) -> Site:
     device = precision.default_device()
     precisions = precision.usable(device)
     search = wanted_search(options, device.type, precisions)
-    check_trials(search, data_dir, device)
+    source = search.base.source(data_dir, device)
+    if reason := precision.unsupported(search.base.precision, device):
+        raise ValueError(reason)
+    check_batch(largest(search).batch_size, source)
     cpus, gpus = usable_cpus(), torch.cuda.device_count() if device.type == "cuda" else 0
     conditions, cost, packing = {}, None, None
     if not options.resume:
-        reference = load_reference(search.base.source(data_dir, device), "validation")
-        conditions = protocol(reference)
+        conditions = protocol(load_reference(source, "validation"))
         if options.estimate:
             cost = seconds_per_epoch(search, options, data_dir, device)
     if options.share is None and gpus:
@@ -165,16 +167,6 @@ def examine(options: Options, data_dir: Path | None) -> Site:
         versions={"python": platform.python_version(), **packages},
         platform=platform.platform(),
     )
-
-
-def check_trials(search: Search, data_dir: Path | None, device: torch.device) -> None:
-    """Refuses data, a precision or a batch size with which every trial would fail."""
-    if reason := precision.unsupported(search.base.precision, device):
-        raise ValueError(reason)
-    sizes = [search.base.batch_size]
-    if axis := search.axes.get("batch_size"):
-        sizes += choices_of(axis) or []
-    check_batch(max(sizes), search.base.source(data_dir, device))
 
 
 def usable_cpus() -> int:
@@ -251,14 +243,8 @@ def measure_packing(
         except MemoryError:  # they take more when they run side by side
             probed //= 2
     pays = speed_of_all >= speed_alone * GAIN ** math.log2(probed)
-    return Packing(
-        processes=probed if pays else 1,
-        trial_bytes=trial_bytes,
-        gpu_bytes=gpu_bytes,
-        probed=probed,
-        speed=speed_of_all,
-        speed_alone=speed_alone,
-    )
+    processes = probed if pays else 1
+    return Packing(processes, trial_bytes, gpu_bytes, probed, speed_of_all, speed_alone)
 
 
 def measure(

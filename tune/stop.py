@@ -1,6 +1,6 @@
 """How a search stops before its end: asked by a signal, or since a part of Ray has died.
 
-Ray's private `_private.worker._global_node` and its processes are used, since a driver would wait
+Private members of Ray: `_private.worker._global_node` and its processes, since a driver would wait
 for a dead node for ever.
 """
 
@@ -32,10 +32,7 @@ class Stop:
         self.timer.daemon = True
 
     def ask(self, number: int, frame: types.FrameType | None) -> None:
-        """Handles SIGINT and SIGTERM: asks Tune to end `fit`, by SIGUSR1.
-
-        The second time, or before Ray is up, it ends harder.
-        """
+        """Asks Tune to end `fit`, by SIGUSR1; ends harder the second time, or before Ray is up."""
         if self.asked or signal.getsignal(signal.SIGUSR1) == signal.SIG_DFL:
             raise KeyboardInterrupt
         self.asked = True
@@ -44,8 +41,7 @@ class Stop:
         signal.raise_signal(signal.SIGUSR1)
 
     def at_once(self) -> None:
-        """Ends this process and its Ray node, which may hang. Nothing is lost: every decision is on
-        disk."""
+        """Ends this process and its Ray node, which may hang; every decision is on disk."""
         print(f"\nstopped; go on with: {self.plan.resume_command}", flush=True)
         node: Any = ray._private.worker._global_node
         for infos in node.all_processes.values():
@@ -54,8 +50,7 @@ class Stop:
         os._exit(130)
 
     def watch(self) -> None:
-        """Stops at once if a part of Ray dies that the driver would wait for without end: of its
-        own node, or the head."""
+        """Stops at once if a part of its node, or the head, dies: a driver would wait for ever."""
         node: Any = ray._private.worker._global_node
         while not self.over.wait(1):
             dead = [kind for kind, _ in node.dead_processes() if kind in ("raylet", "gcs_server")]

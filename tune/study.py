@@ -10,76 +10,38 @@ import numpy as np
 import optuna
 from optuna.search_space import IntersectionSearchSpace
 from optuna.trial import TrialState
-from ray.tune.search.optuna import OptunaSearch
+from ray.tune.search import Searcher
 
-from dcgan.schema import OBJECTIVES, STUDY_FILE
-from tune.ledger import RETRY_OF, record_epoch, recorded_epochs, running, trial_of
+from dcgan.schema import METRIC, OBJECTIVES, STUDY_FILE
+from tune.ledger import DIRECTIONS, RETRY_OF, record_epoch, running
 from tune.plan import Plan
-from tune.searches import Point, choices_of
+from tune.searches import Point
 
 REDRAWS = 10  # proposals that were tried before; then chance picks one that was not
 
 
-def make_sampler(
-    plan: Plan, number: int, attempt: int = 0, space: IntersectionSearchSpace | None = None
-) -> optuna.samplers.BaseSampler:
-    """The sampler of one proposal. Its seed depends on the trial's number alone, so no random state
-    need be kept.
-
-    Args:
-        number: of the trial.
-        attempt: proposals that were made for it before.
-        space: remembers which trials it has seen, so that TPE need not look at all of them for each
-            proposal.
-    """
-    seed = int(np.random.SeedSequence([plan.seed, number, attempt]).generate_state(1)[0])
-    if plan.sampler != "tpe":
-        return optuna.samplers.RandomSampler(seed=seed)
-    # few random trials first, and many candidates for each later one: measured by tune.simulate
-    # (docs/log.md)
-    startup = min(5, max(1, plan.num_trials // 3))
-    sampler = optuna.samplers.TPESampler(seed=seed, n_startup_trials=startup, n_ei_candidates=200)
-    # private: TPESampler takes no search space from outside
-    sampler._search_space = space or sampler._search_space
-    return sampler
-
-
 class Numbers(dict[str, int]):
-    """Optuna's number of each of Ray's trial ids. Pickled it is empty: Ray pickles what names
-    trials with every trial."""
+    """Optuna's number of each of Ray's trial ids; pickled, as Ray does with every trial, empty."""
 
     def __reduce__(self) -> tuple[type, tuple[()]]:
         return Numbers, ()
 
 
-class StudySearch(OptunaSearch):
-    """Ray's OptunaSearch that knows fidelity, and writes each step to a ledger: the study in the
-    search's folder.
+class StudySearch(Searcher):
+    """Proposes settings from a study in memory, and writes each step to a ledger, too: the study in
+    the search's folder, or None for simulations.
 
     Trials that the scheduler stopped are recorded as PRUNED with all their intermediate values,
-    finished ones as COMPLETE with the objectives of their best epoch, failed ones as FAIL. The base
-    class's study in memory is `study`, in which proposals that were tried before have numbers, too;
-    it and `_ot_trials` are private members of Ray's class.
-
-    Args:
-        plan: what to propose.
-        ledger: the study to record in and to go on from; None keeps everything in memory, for
-            simulations.
+    finished ones as COMPLETE with the objectives of their best epoch, failed ones as FAIL. (Ray's
+    OptunaSearch records stopped trials as COMPLETE, with the value of their last epoch.)
     """
 
     def __init__(self, plan: Plan, ledger: optuna.Study | None) -> None:
         past = ledger.get_trials() if ledger else []
         retries = sum(RETRY_OF in trial.user_attrs for trial in past)
-        modes = [OBJECTIVES[name] for name in plan.objectives]
-        several = len(plan.objectives) > 1
-        super().__init__(
-            plan.search,
-            metric=list(plan.objectives) if several else plan.objectives[0],
-            mode=modes if several else modes[0],
-            sampler=make_sampler(plan, 0),
-        )
-        in_memory: Any = self._ot_study  # made by the base class
-        self.study: optuna.Study = in_memory
+        super().__init__(METRIC, OBJECTIVES[METRIC])
+        directions = [DIRECTIONS[OBJECTIVES[name]] for name in plan.objectives]
+        self.study = optuna.create_study(directions=directions)
         self.study.add_trials(past)
         for point in plan.points[len(past) - retries :]:
             self.study.enqueue_trial(point)
@@ -90,60 +52,68 @@ class StudySearch(OptunaSearch):
         self.numbers = Numbers()
         self._begun = [trial.number for trial in past if trial.state == TrialState.RUNNING]
         self._tried = [trial.params for trial in past]
-        self._known_space = IntersectionSearchSpace(include_pruned=True)  # of `study`
-        self._best: dict[
-            str, dict[str, Any]
-        ] = {}  # epoch and objectives of each trial's best epoch
+        # of `study`; remembers which trials it has seen, so that TPE need not look at all of them
+        self._space_so_far = IntersectionSearchSpace(include_pruned=True)
+        # of each trial, by Ray's id: its number in memory, where proposals that were tried before
+        # have one, too; its epochs in the ledger; and the objectives of its best epoch
+        self._in_memory: dict[str, int] = {}
+        self._recorded: dict[str, set[int]] = {}
+        self._best: dict[str, list[float]] = {}
         self.remaining = plan.num_trials + retries - len(past) + len(self._begun)
 
     def suggest(self, trial_id: str) -> dict[str, Any]:
         """The complete config of the next trial: one that was interrupted, or a new one."""
-        if self._begun:
-            return self._go_on(trial_id, self._begun.pop(0))
+        if self._begun:  # the trial will report its epochs again
+            number = self.numbers[trial_id] = self._in_memory[trial_id] = self._begun.pop(0)
+            self._recorded[trial_id] = set(self.past[number].intermediate_values)
+            return self.plan.search.complete(self.past[number].params)
         number = self.numbers[trial_id] = len(self._tried)
         for attempt in itertools.count():
-            self.study.sampler = make_sampler(self.plan, number, attempt, self._known_space)
-            config: dict[str, Any] = super().suggest(trial_id) or {}
-            params = self._ot_trials[trial_id].params
-            if params not in self._tried:
+            self.study.sampler = self._make_sampler(number, attempt)
+            trial = self.study.ask()
+            config = self.plan.search(trial)
+            if trial.params not in self._tried:
                 break
             # the same setting and seed would only give the same curve
-            self.study.tell(self._ot_trials.pop(trial_id), state=TrialState.FAIL)
+            self.study.tell(trial, state=TrialState.FAIL)
             if attempt >= REDRAWS:
                 self.study.enqueue_trial(self._untried(number))
-        self._tried.append(params)
+        self._in_memory[trial_id] = trial.number
+        self._recorded[trial_id] = set()
+        self._tried.append(trial.params)
         if self.ledger:
-            self.ledger.add_trial(running(params, self._ot_trials[trial_id].distributions))
+            self.ledger.add_trial(running(trial.params, trial.distributions))
             self._commit()
         return config
 
-    def _go_on(self, trial_id: str, number: int) -> dict[str, Any]:
-        """The config of an interrupted trial."""
-        self.numbers[trial_id] = number
-        known = self.past[number].intermediate_values
-        if known and len(self.plan.objectives) == 1:
-            epoch = min(known, key=lambda epoch: known[epoch])
-            self._best[trial_id] = {"epoch": epoch, self.plan.search.metric: known[epoch]}
-        self._ot_trials[trial_id] = trial_of(self.study, number)
-        return self.plan.search.complete(self.past[number].params)
+    def _make_sampler(self, number: int, attempt: int) -> optuna.samplers.BaseSampler:
+        """The sampler of one proposal, whose seed depends on the trial's number and the attempt
+        alone, so that no random state need be kept."""
+        seeds = np.random.SeedSequence([self.plan.seed, number, attempt])
+        seed = int(seeds.generate_state(1)[0])
+        if self.plan.sampler != "tpe":
+            return optuna.samplers.RandomSampler(seed=seed)
+        # few random trials first, and many candidates for each later one: measured by tune.simulate
+        # (docs/log.md)
+        startup = min(5, max(1, self.plan.num_trials // 3))
+        tpe = optuna.samplers.TPESampler(seed=seed, n_startup_trials=startup, n_ei_candidates=200)
+        tpe._search_space = self._space_so_far  # private: it takes none from outside
+        return tpe
 
     def _untried(self, number: int) -> Point:
         """A setting of a finite space that was not tried yet."""
-        axes = self.plan.search.axes
-        values = itertools.product(*(choices_of(axis) or () for axis in axes.values()))
-        points = [dict(zip(axes, point, strict=True)) for point in values]
-        return random.Random(number).choice([point for point in points if point not in self._tried])
+        points = [point for point in self.plan.search.points() if point not in self._tried]
+        return random.Random(number).choice(points)
 
     def on_trial_result(self, trial_id: str, result: dict[str, Any]) -> None:
         """Records an epoch. One reported again, after a restart, changes nothing."""
-        epoch, metric = int(result["epoch"]), float(result[self.plan.search.metric])
-        best = self._best.get(trial_id)
-        if best is None or metric < best[self.plan.search.metric]:
-            self._best[trial_id] = {name: result[name] for name in ("epoch", *self.plan.objectives)}
-        # memory knows what the ledger holds, which would take long to read
-        if epoch not in recorded_epochs(self.study, self._ot_trials[trial_id].number):
+        epoch, values = int(result["epoch"]), [float(result[name]) for name in self.plan.objectives]
+        if trial_id not in self._best or values[0] < self._best[trial_id][0]:
+            self._best[trial_id] = values
+        if epoch not in self._recorded[trial_id]:
             for study, number in self._records(trial_id):
-                record_epoch(study, number, epoch, metric)
+                record_epoch(study, number, epoch, values[0])
+            self._recorded[trial_id].add(epoch)
 
     def on_trial_complete(
         self, trial_id: str, result: dict[str, Any] | None = None, error: bool = False
@@ -151,13 +121,12 @@ class StudySearch(OptunaSearch):
         """Records how a trial ended. Failures are recorded by `fail`, once their cause is known."""
         if error or result is None:
             return
-        if not math.isfinite(result[self.plan.search.metric]):
+        if not math.isfinite(result[METRIC]):
             self.fail(trial_id)
             return
         self.on_trial_result(trial_id, result)
         if result["epoch"] >= self.plan.epochs:
-            values = [float(self._best[trial_id][name]) for name in self.plan.objectives]
-            self._end(trial_id, TrialState.COMPLETE, values)
+            self._end(trial_id, TrialState.COMPLETE, self._best[trial_id])
         else:
             self._end(trial_id, TrialState.PRUNED)
 
@@ -180,9 +149,7 @@ class StudySearch(OptunaSearch):
             self.plan.store.commit(self.plan.folder / STUDY_FILE)
 
     def _records(self, trial_id: str) -> list[tuple[optuna.Study, int]]:
-        """The studies that record a trial, and its number in each.
-
-        The ledger is the first, since what is not in it did not happen; then memory.
-        """
-        memory = (self.study, self._ot_trials[trial_id].number)
+        """The studies that record a trial, and its number in each: first the ledger, since what is
+        not in it did not happen; then memory."""
+        memory = (self.study, self._in_memory[trial_id])
         return [(self.ledger, self.numbers[trial_id]), memory] if self.ledger else [memory]

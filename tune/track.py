@@ -1,7 +1,7 @@
 """`python -m tune.track RUN`: a search in Weights & Biases, logged from its files.
 
 A process of its own follows the search's folder, so that nothing W&B does, or fails to do, can
-reach the search. What it logs is in `analysis.tracker`, which only that process needs.
+reach the search. What it logs is in `analysis.tracker`.
 """
 
 import argparse
@@ -31,8 +31,7 @@ FINISH_SECONDS = 60.0  # that a search waits, at its end, for its runs to be com
 
 
 def default_mode() -> str:
-    """`WANDB_MODE`, else online where there is a key, in the environment or from `wandb login`,
-    else offline."""
+    """`WANDB_MODE`, else online with a key of the environment or `wandb login`, else offline."""
     if (asked := os.environ.get("WANDB_MODE")) in WANDB_MODES:
         return asked
     url = os.environ.get("WANDB_BASE_URL", "https://api.wandb.ai")
@@ -58,15 +57,13 @@ def sync_command(folder: Path) -> str:
 
 
 def tracked(location: str) -> Store:
-    """A search's folder; of one in a storage a copy for the tracker alone, since the driver writes
-    in its own."""
+    """A search's folder, or the tracker's own copy of it: the driver writes in another."""
     return copy_of(location, purpose="tracked")
 
 
 @contextlib.contextmanager
 def tracking(plan: "Plan", mode: str, stop: "Stop") -> Iterator[None]:
-    """Follows a search in a process of its own, which notices when this one ends, however it
-    does."""
+    """Follows a search in a process of its own, which notices when this one ends."""
     if mode == "disabled":
         yield
         return
@@ -82,16 +79,15 @@ def tracking(plan: "Plan", mode: str, stop: "Stop") -> Iterator[None]:
 
         assert follower.stdin
         follower.stdin.close()
+        file = plan.folder / LOG
         try:
             failed = follower.wait(1 if stop.asked else FINISH_SECONDS)
         except subprocess.TimeoutExpired:
-            print(f"W&B is still being written, in the background; see {plan.folder / LOG}")
+            print(f"W&B is still being written, in the background; see {file}")
         else:
             if failed:
                 rest = shlex.join(["python", "-m", "tune.track", plan.location])
-                print(
-                    f"W&B has not got everything: see {plan.folder / LOG}; log the rest by: {rest}"
-                )
+                print(f"W&B has not got everything: see {file}; log the rest by: {rest}")
             plan.store.get(RECORD)
             if url := dashboard_url(plan.folder):
                 print(f"W&B's dashboard of all runs: {url}")
@@ -111,11 +107,7 @@ def wait_for_end(stream: IO[str]) -> threading.Event:
 
 def track(store: Store, mode: str, *, follow: bool) -> None:
     """Logs what is new, again and again until standard input ends if asked to follow, and once the
-    search has a table its answer.
-
-    Raises:
-        UnreachableError: online, W&B does not take a run.
-    """
+    search has a table its answer."""
     from analysis.tracker import Tracker
 
     tracker = Tracker(store, mode)

@@ -1,5 +1,4 @@
-"""The Ray trainable: one trial is one setting, trained by `dcgan.loop.train` in the trial's own
-folder.
+"""The Ray trainable: one trial is one setting, trained by `dcgan.loop.train` in its own folder.
 
 The folder is the truth. Each epoch its checkpoint is replaced, which carries all rows so far, then
 `result.json` is rewritten from these, and only then is the epoch reported to Ray: whoever is
@@ -38,10 +37,8 @@ from dcgan.schema import (
 from dcgan.store import Store
 
 GRID = 36  # images of a sample grid
-# epochs whose samples are kept, besides the last
-SAMPLED = (1, 2, 3, 5, 8, 13, 21, 34, 55, 89)
+SAMPLED = (1, 2, 3, 5, 8, 13, 21, 34, 55, 89)  # epochs whose samples are kept, besides the last
 UPLOAD_SHARE = 0.05  # of a trial's time
-EVENTS = "events.out.tfevents.*"  # TensorBoard's files
 TAKE: dict[str, Callable[[list[Any]], Any]] = {"sum": sum, "min": min, "max": max}
 
 
@@ -49,36 +46,23 @@ TAKE: dict[str, Callable[[list[Any]], Any]] = {"sum": sum, "min": min, "max": ma
 class Task:
     """What every trial of a search is handed besides its settings."""
 
-    store: Store
-    """Of the search."""
+    store: Store  # of the search
     data_dir: Path | None
-    replicas: int
-    """Seeds that a trial trains side by side."""
-    cpus: int
-    """CPU threads of a trial."""
-    gpus: float
-    """Share of a GPU that a trial has."""
-    patience: int
-    """Epochs in a row that a trial may be collapsed and get no better before it is given up."""
-    keep: Collection[int]
-    """Epochs that must be in the storage before they are reported; the others as often as it is
-    worth."""
+    replicas: int  # seeds that a trial trains side by side
+    gpus: float  # share of a GPU that a trial has
+    patience: int  # of `check_collapse`
+    keep: Collection[int]  # epochs that must be in the storage before they are reported
 
 
 def trainable(params: dict[str, Any], *, task: Task) -> None:
     """Trains the setting that Ray hands over in the trial's folder, from its checkpoint if there is
-    one.
+    one. Epochs of earlier sessions are reported again, since the driver may have been killed before
+    it saw the last.
 
-    Epochs of earlier sessions are reported again, since the driver may have been killed before it
-    saw the last.
-
-    Raises:
-        FloatingPointError, MemoryError: the trial diverged or collapsed, or ran out of memory, now
-            or before. Ray tries failed trials again, for the sake of killed workers; this would
-            only come again.
-        StorageError: the storage cannot be reached.
+    Ray tries failed trials again, for the sake of killed workers; one that diverged, collapsed or
+    ran out of memory would only do so again, and fails at once.
     """
-    torch.set_num_threads(task.cpus)
+    torch.set_num_threads(1)
     if 0 < task.gpus < 1:
         memory.limit(task.gpus)
     store = task.store.trial(ray_tune.get_context().get_trial_name())
@@ -86,20 +70,14 @@ def trainable(params: dict[str, Any], *, task: Task) -> None:
     if error_file.exists():
         raise FloatingPointError(error_file.read_text(encoding="utf-8"))
     lanes = replicate(TrainConfig.from_dict(params), task.replicas)
-    trial = TrialFolder(store, lanes, Pace(task.keep), task.patience)
-
-    def report(row: Row) -> None:
-        trial.rows.append(row)
-        if row["lane"] == len(lanes) - 1:
-            trial.finish_epoch()
-
+    trial = TrialFolder(store, lanes, task)
     try:
-        for epoch in trial.epochs:
-            ray_tune.report(mean_row(epoch))
-        check_collapse([mean_row(epoch) for epoch in trial.epochs], task.patience)
+        for row in trial.means:
+            ray_tune.report(row)
+        check_collapse(trial.means, task.patience)
         train(
             lanes,
-            report=report,
+            report=trial.report,
             checkpoint_dir=store.folder,
             resume_from=store.folder if trial.rows else None,
             data_dir=task.data_dir,
@@ -114,13 +92,10 @@ def trainable(params: dict[str, Any], *, task: Task) -> None:
 
 class Pace:
     """How often a trial's epochs are uploaded: so that uploads take at most a twentieth of the
-    time.
+    time, besides those of the epochs at which a trial may end.
 
     What a lost machine costs is the time since the last upload: an epoch, or 20 times what an
     upload takes.
-
-    Args:
-        always: epochs at which a trial may end.
     """
 
     def __init__(self, always: Collection[int]) -> None:
@@ -137,51 +112,55 @@ class Pace:
 
 
 class TrialFolder:
-    """A trial's folder as it is trained in: its rows, samples and TensorBoard file, brought to what
-    the checkpoint says."""
+    """A trial's rows, samples and TensorBoard file, brought to what its checkpoint says."""
 
-    def __init__(
-        self, store: Store, lanes: Sequence[TrainConfig], pace: Pace, patience: int
-    ) -> None:
-        self.store, self.lanes, self.pace, self.patience = store, lanes, pace, patience
+    def __init__(self, store: Store, lanes: Sequence[TrainConfig], task: Task) -> None:
+        self.store, self.lanes, self.patience = store, lanes, task.patience
+        self.pace = Pace(task.keep)
         self.folder = store.folder
-        self.rows: list[Row] = load_saved(self.folder).get("rows", [])
+        self.rows = saved_rows(self.folder)
         write_lanes(self.folder / PARAMS_FILE, lanes)
         for unfinished in self.folder.glob("*.tmp"):  # of a killed predecessor
             unfinished.unlink()
         if self.rows:  # a predecessor may have been killed between the checkpoint and these
             self.save_samples()
         write_rows(self.folder / ROWS_FILE, self.rows)
-        self.events = begin_events(self.folder)
-        for epoch in self.epochs:
-            add_event(self.events, mean_row(epoch))
+        for old in self.folder.glob("events.out.tfevents.*"):  # so that no step is lost or doubled
+            old.unlink()
+        self.events = SummaryWriter(str(self.folder), flush_secs=10)
+        for row in self.means:
+            self.add_event(row)
 
     @property
-    def epochs(self) -> list[list[Row]]:
-        """The rows of each epoch's lanes."""
+    def means(self) -> list[Row]:
+        """One row an epoch."""
         size = len(self.lanes)
-        return [self.rows[i : i + size] for i in range(0, len(self.rows), size)]
+        return [mean_row(self.rows[i : i + size]) for i in range(0, len(self.rows), size)]
 
-    def finish_epoch(self) -> None:
-        """Writes an epoch whose checkpoint is written, and reports it to Ray.
-
-        Raises:
-            FloatingPointError: the trial is given up.
-        """
+    def report(self, row: Row) -> None:
+        """Takes a lane's row; writes an epoch of all lanes, whose checkpoint is, and reports it."""
+        self.rows.append(row)
+        if row["lane"] < len(self.lanes) - 1:
+            return
         self.save_samples()
         write_rows(self.folder / ROWS_FILE, self.rows)
-        row = mean_row(self.epochs[-1])
-        add_event(self.events, row)
-        self.pace.keep(row["epoch"], self.store.put)
-        ray_tune.report(row)
-        check_collapse([mean_row(epoch) for epoch in self.epochs], self.patience)
+        mean = self.means[-1]
+        self.add_event(mean)
+        self.pace.keep(mean["epoch"], self.store.put)
+        ray_tune.report(mean)
+        check_collapse(self.means, self.patience)
+
+    def add_event(self, row: Row) -> None:
+        """Adds an epoch to the TensorBoard file."""
+        for name, value in row.items():
+            if isinstance(value, int | float):
+                self.events.add_scalar(name, value, row["epoch"])
+        self.events.flush()  # Ray may end the worker as soon as the row is reported
 
     def save_samples(self) -> None:
-        """Draws images from fixed noise: at some epochs, closer together at first, and of the
-        best."""
-        means = [mean_row(epoch) for epoch in self.epochs]
-        epoch = means[-1]["epoch"]
-        best = min(means, key=lambda row: row[METRIC])["epoch"]
+        """Draws images from fixed noise, at some epochs and of the best."""
+        epoch = self.means[-1]["epoch"]
+        best = min(self.means, key=lambda row: row[METRIC])["epoch"]
         if epoch in SAMPLED or epoch == self.lanes[0].epochs:
             self._draw(samples_name(epoch), last=True)
         if epoch == best:
@@ -194,8 +173,7 @@ class TrialFolder:
 
 
 def mean_row(rows: Sequence[Row]) -> Row:
-    """One row of the lanes' rows of an epoch, without `lane`: means, but for what `OVER_LANES`
-    takes otherwise."""
+    """One row of the lanes' rows of an epoch, without `lane`: means, but for `OVER_LANES`."""
     mean = {}
     for name, value in rows[0].items():
         values = [row[name] for row in rows]
@@ -210,44 +188,23 @@ def mean_row(rows: Sequence[Row]) -> Row:
     return mean
 
 
-def begin_events(folder: Path) -> SummaryWriter:
-    """A trial's TensorBoard file, begun anew, so that no step is lost or doubled."""
-    for old in folder.glob(EVENTS):
-        old.unlink()
-    return SummaryWriter(str(folder), flush_secs=10)
-
-
-def add_event(events: SummaryWriter, row: Row) -> None:
-    """Adds an epoch to a TensorBoard file."""
-    for name, value in row.items():
-        if isinstance(value, int | float):
-            events.add_scalar(name, value, row["epoch"])
-    events.flush()  # Ray may end the worker as soon as the row is reported
-
-
-def load_saved(folder: Path) -> dict[str, Any]:
-    """The trial's checkpoint, or nothing. A damaged one is put aside, and the trial begins anew."""
+def saved_rows(folder: Path) -> list[Row]:
+    """The rows in a trial's checkpoint. A damaged one is put aside, and the trial begins anew."""
+    path = folder / CHECKPOINT_FILE
+    if not path.is_file():
+        return []
     try:
-        return checkpoint.load(folder)
-    except FileNotFoundError:
-        return {}
+        rows: list[Row] = checkpoint.load(path)["rows"]
     except ValueError:
-        path = folder / CHECKPOINT_FILE
         path.replace(path.with_suffix(".damaged"))
-        return {}
+        return []
+    return rows
 
 
 def check_collapse(rows: Sequence[Row], patience: int) -> None:
-    """Gives up a trial that is collapsed for good, as nearly none recovers from (docs/log.md): for
-    `patience` epochs in a row and getting no better, or for twice as many if it never covered the
-    classes, which may mean that it learns slowly.
-
-    Args:
-        rows: one an epoch.
-
-    Raises:
-        FloatingPointError: it is.
-    """
+    """Raises FloatingPointError for a trial that is collapsed for good, which nearly none recovers
+    from (docs/log.md): for `patience` epochs in a row and getting no better, or for twice as many
+    if it never covered the classes, which may mean that it learns slowly. One row an epoch."""
     covered = any(not row["collapsed"] for row in rows)
     lost = patience if covered else 2 * patience
     before, last = rows[:-lost], rows[-lost:]

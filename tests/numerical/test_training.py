@@ -10,6 +10,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
+import few_digits  # noqa: F401 - registers a data set
 import numpy as np
 import pytest
 import torch
@@ -38,15 +39,18 @@ TINY = TrainConfig(
     seed=5,
 )
 EMA = dataclasses.replace(TINY, ema_decay=0.9)
+QUICK = dataclasses.replace(TINY, dataset="few-digits", batch_size=200)
+QUICK_EMA = dataclasses.replace(QUICK, ema_decay=0.9)
+QUICK_WIDE = dataclasses.replace(QUICK, discriminator_width=16)
 VARIANTS = {
-    "adam": [TINY],
-    "adam with EMA": [dataclasses.replace(EMA, generator_lr=1e-3)],
-    "two seeds with EMA": replicate(EMA, 2),
-    "rmsprop with EMA": [dataclasses.replace(EMA, optimizer="rmsprop", extra_convs=1)],
+    "adam": [QUICK],
+    "adam with EMA": [dataclasses.replace(QUICK_EMA, generator_lr=1e-3)],
+    "two seeds with EMA": replicate(QUICK_EMA, 2),
+    "rmsprop with EMA": [dataclasses.replace(QUICK_EMA, optimizer="rmsprop", extra_convs=1)],
     "lanes of other rates, in two networks": [
-        dataclasses.replace(TINY, discriminator_width=16),
-        dataclasses.replace(TINY, discriminator_width=16, generator_lr=1e-3, beta1=0.0),
-        dataclasses.replace(TINY, discriminator_width=16, discriminator_lr=1e-4, seed=9),
+        QUICK_WIDE,
+        dataclasses.replace(QUICK_WIDE, generator_lr=1e-3, beta1=0.0),
+        dataclasses.replace(QUICK_WIDE, discriminator_lr=1e-4, seed=9),
     ],
 }
 OTHER_LANES = {
@@ -56,14 +60,16 @@ OTHER_LANES = {
     "all": {"seed": 7, "generator_lr": 5e-5, "discriminator_lr": 4e-4, "beta1": 0.9, "beta2": 0.99},
 }
 RESUME = """
-import sys, torch
+import sys, few_digits, torch
 from pathlib import Path
 from dcgan.config import read_lanes
 from dcgan.loop import train
 torch.set_num_threads(1)
-lanes = read_lanes(Path(sys.argv[1]))
-for folder in map(Path, sys.argv[2:]):
-    train(lanes, report=lambda row: print(row["epoch"]), checkpoint_dir=folder, resume_from=folder)
+for variant in map(Path, sys.argv[1:]):
+    lanes = read_lanes(variant)
+    for folder in (variant / "after_1", variant / "after_2"):
+        report = lambda row: print(row["epoch"])
+        train(lanes, report=report, checkpoint_dir=folder, resume_from=folder)
 """
 TIMED = ("seconds_train", "seconds_eval", "images_per_second", "peak_memory_bytes")
 
@@ -213,7 +219,7 @@ def assert_moved_alike(
 @pytest.mark.parametrize("lanes", [1, 2])
 def test_moments_of_another_memory_layout_are_restored(lanes: int, tmp_path: Path) -> None:
     """Fused Adam would read them in the order of memory, and in silence train something else."""
-    configs = replicate(dataclasses.replace(TINY, epochs=2), lanes)
+    configs = replicate(dataclasses.replace(QUICK, epochs=2), lanes)
     half = [dataclasses.replace(config, epochs=1) for config in configs]
     train(half, report=ignore, checkpoint_dir=tmp_path / "half")
     content = checkpoint.load(tmp_path / "half")
@@ -229,12 +235,12 @@ def test_moments_of_another_memory_layout_are_restored(lanes: int, tmp_path: Pat
 
 
 def test_a_run_does_not_go_on_on_another_kind_of_device(tmp_path: Path) -> None:
-    train([dataclasses.replace(TINY, epochs=1)], report=ignore, checkpoint_dir=tmp_path)
+    train([dataclasses.replace(QUICK, epochs=1)], report=ignore, checkpoint_dir=tmp_path)
     path = tmp_path / CHECKPOINT_FILE
     checkpoint.write(path, checkpoint.load(path) | {"device": "cuda"})
     message = f"^{path} was trained on cuda, and its random streams cannot go on on cpu"
     with pytest.raises(ValueError, match=message):
-        train([TINY], report=ignore, resume_from=path)
+        train([QUICK], report=ignore, resume_from=path)
 
 
 def assert_is_the_single_run(whole: State, means: list[Row], tolerance: float = 1e-3) -> None:
@@ -361,7 +367,7 @@ def test_best_is_the_best_lane_of_the_epoch_with_the_best_mean(
         return {"fid": fids[len(seen) - 1]}
 
     monkeypatch.setattr("dcgan.loop.evaluate", evaluate)
-    train(replicate(EMA, 2), report=ignore, checkpoint_dir=tmp_path)
+    train(replicate(QUICK_EMA, 2), report=ignore, checkpoint_dir=tmp_path)
     best, config, epoch = checkpoint.load_generator(tmp_path)
     assert (epoch, checkpoint.load(tmp_path)["best"]["fid"]) == (2, 4.5)
     assert config.seed == 6
@@ -371,9 +377,28 @@ def test_best_is_the_best_lane_of_the_epoch_with_the_best_mean(
     assert all(torch.equal(tensor, seen[4][name]) for name, tensor in last.state_dict().items())
 
 
+@pytest.fixture(scope="module")
+def resumed(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Of each variant, runs that stopped after k epochs and went on in a new process."""
+    torch.set_num_threads(1)
+    root = tmp_path_factory.mktemp("resumed")
+    for name, lanes in VARIANTS.items():
+        for k in (1, 2):
+            first = [dataclasses.replace(lane, epochs=k) for lane in lanes]
+            train(first, report=ignore, checkpoint_dir=root / name / f"after_{k}")
+        write_lanes(root / name / "params.json", lanes)
+    command = [sys.executable, "-c", RESUME, *(root / name for name in VARIANTS)]
+    environment = {**os.environ, "PYTHONPATH": f"{ROOT}:{ROOT}/tests/numerical"}
+    done = subprocess.run(command, capture_output=True, text=True, check=True, env=environment)
+    assert done.stdout.split() == [
+        epoch for lanes in VARIANTS.values() for epoch in "233" for _ in lanes
+    ]
+    return root
+
+
 @pytest.mark.parametrize("name", VARIANTS)
 def test_stopped_and_restored_in_a_new_process_equals_undisturbed(
-    name: str, tmp_path: Path
+    name: str, resumed: Path, tmp_path: Path
 ) -> None:
     """k epochs, a new process, n - k epochs: for each k the same bits as n epochs."""
     lanes = VARIANTS[name]
@@ -381,21 +406,12 @@ def test_stopped_and_restored_in_a_new_process_equals_undisturbed(
     train(lanes, report=rows.append, checkpoint_dir=tmp_path / "whole")
     expected = [(epoch, lane) for epoch in (1, 2, 3) for lane in range(len(lanes))]
     assert [(row["epoch"], row["lane"]) for row in rows] == expected
-    stopped = [tmp_path / f"stopped_after_{k}" for k in (1, 2)]
-    for k, folder in enumerate(stopped, start=1):
-        first = [dataclasses.replace(lane, epochs=k) for lane in lanes]
-        train(first, report=ignore, checkpoint_dir=folder)
-    write_lanes(tmp_path / "params.json", lanes)
-    command = [sys.executable, "-c", RESUME, tmp_path, *stopped]
-    environment = {**os.environ, "PYTHONPATH": ROOT}
-    done = subprocess.run(command, capture_output=True, text=True, check=True, env=environment)
-    assert done.stdout.split() == [epoch for epoch in "233" for _ in lanes]
-    for folder in stopped:
-        assert_same_run(tmp_path / "whole", folder)
+    for k in (1, 2):
+        assert_same_run(tmp_path / "whole", resumed / name / f"after_{k}")
 
 
 def test_two_runs_of_one_config_are_equal_and_another_seed_is_not(tmp_path: Path) -> None:
-    config = dataclasses.replace(TINY, epochs=1)
+    config = dataclasses.replace(QUICK, epochs=1)
     for name in ("a", "b"):
         torch.manual_seed(len(name))  # the global stream plays no part
         torch.rand(7 if name == "b" else 1)
@@ -408,7 +424,7 @@ def test_two_runs_of_one_config_are_equal_and_another_seed_is_not(tmp_path: Path
 
 
 def test_a_finished_run_resumed_trains_nothing(tmp_path: Path) -> None:
-    config = dataclasses.replace(TINY, epochs=1)
+    config = dataclasses.replace(QUICK, epochs=1)
     before = train([config], report=ignore, checkpoint_dir=tmp_path)
     reported: list[Row] = []
     assert (
@@ -499,12 +515,10 @@ def test_a_batch_larger_than_the_data_is_refused() -> None:
 
 
 def test_best_epoch_is_kept_when_later_ones_are_worse(tmp_path: Path) -> None:
-    history = train(
-        [dataclasses.replace(TINY, batch_size=100, epochs=4)],
-        report=ignore,
-        checkpoint_dir=tmp_path,
-    )
+    config = dataclasses.replace(QUICK, batch_size=50, epochs=4)
+    history = train([config], report=ignore, checkpoint_dir=tmp_path)
     best = min(history, key=lambda row: row["fid"])
+    assert best["epoch"] < 4
     assert checkpoint.load(tmp_path)["best"]["epoch"] == best["epoch"]
     assert checkpoint.load_generator(tmp_path)[2] == best["epoch"]
     assert checkpoint.load_generator(tmp_path, last=True)[2] == 4

@@ -431,16 +431,15 @@ def test_our_loop_begins_with_the_nets_of_the_plain_one(seen: Seen) -> None:
 # The timer
 
 
-def test_a_runner_knows_its_images_and_the_length_of_a_chunk(made: list[State]) -> None:
+def test_a_loop_is_warmed_up_and_a_chunk_of_it_is_about_as_long_as_wanted(
+    made: list[State],
+) -> None:
     lanes = replicate(dataclasses.replace(TINY, batch_size=64), 2)
-    runner = bench.Runner(bench.ours(lanes, None, CPU), 128, 2.0, CPU)
-    assert runner.batches > 1
+    groups = bench.ours(lanes, None, CPU)
+    assert bench.chunk_length(groups, 2.0, CPU) > 1
     (state,) = made
     assert state.updates == 2 * bench.WARM_UP  # once to warm up, once to see how long they take
-    runner.batches = 3
-    runner.run_chunk()
-    assert state.updates == 2 * bench.WARM_UP + 3
-    assert len(runner.speeds) == 1
+    assert bench.chunk_length(groups, 1e-9, CPU) == 1
 
 
 def test_speed_is_images_of_all_lanes_over_time(
@@ -459,9 +458,7 @@ def test_speed_is_images_of_all_lanes_over_time(
     lanes = replicate(dataclasses.replace(TINY, batch_size=100), 3)
     assert bench.speed(lanes, None, CPU) == 3 * 100 * calls[1] / 0.5
     assert calls == [1, 2]
-    assert bench.speed(lanes, None, CPU, batches=7) == 3 * 100 * 7 / 0.5
-    assert calls[2:] == [1, 7]
-    assert [int(state.updates) for state in made] == [3, 8]
+    assert [int(state.updates) for state in made] == [3]
 
 
 def test_a_wider_net_is_slower() -> None:

@@ -11,9 +11,9 @@ from torch.nn import functional as F
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
 from dcgan.config import TrainConfig, replicate
-from dcgan.lanes import Linear, join_lanes, split_lane
+from dcgan.lanes import Linear, ToMap, join_lanes, split_lane
 from dcgan.losses import discriminator_loss, generator_loss
-from dcgan.models import build, map_sizes, update_average
+from dcgan.models import build, update_average
 
 
 def parameters(net: nn.Module) -> int:
@@ -30,7 +30,14 @@ def parameters(net: nn.Module) -> int:
     ],
 )
 def test_maps_are_halved_and_rounded_down(size: int, depth: int, sizes: list[int]) -> None:
-    assert map_sizes(size, depth) == sizes
+    depths = {"generator_depth": depth, "discriminator_depth": depth}
+    G, D = build([TrainConfig(image_size=size, generator_width=1, discriminator_width=1, **depths)])
+    found: list[int] = []
+    for layer in (*G.modules(), *D.modules()):
+        if isinstance(layer, ToMap | nn.ConvTranspose2d | nn.Conv2d):
+            layer.register_forward_hook(lambda layer, inputs, map: found.append(map.shape[-1]))
+    D(G(torch.zeros(2, 100)))
+    assert found == [*reversed(sizes), *sizes[1:]]
 
 
 @pytest.mark.parametrize("channels", [1, 3])

@@ -11,14 +11,7 @@ import pytest
 
 from dcgan.files import read_rows, replace, write_json, write_rows
 from dcgan.schema import DRIVER_FILE
-from dcgan.store import (
-    Mirror,
-    StorageError,
-    Store,
-    copy_of,
-    search_store,
-    working_copy,
-)
+from dcgan.store import Mirror, StorageError, Store, copy_of, mirror_of, search_store
 
 
 @pytest.fixture
@@ -282,7 +275,7 @@ def test_where_a_search_lies(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) ->
     copies = {
         mounted.folder,
         remote.folder,
-        working_copy("s3://bucket-runs/one"),
+        mirror_of("s3://bucket-runs/one").folder,
         copy_of(remote.location, "tracked").folder,
     }
     assert len(copies) == 4

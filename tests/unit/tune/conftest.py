@@ -1,8 +1,10 @@
 """What the tests of a search's course share: a plan whose machines are made up."""
 
+import dataclasses
 import shlex
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -17,12 +19,12 @@ MakePlan = Callable[..., Plan]
 def make_demo_plan(tmp_path: Path) -> MakePlan:
     """Makes the plan of a command line with two CPUs, in an empty folder of its own or a store."""
 
-    def make(text: str = "", store: Store | None = None) -> Plan:
+    def make(text: str = "", store: Store | None = None, **changes: Any) -> Plan:
         words = ["--search", "hparams", "--preset", "demo", *shlex.split(text)]
         options = from_flags(make_parser(), words)
         store = store or Store(tmp_path / "run")
         site = Site(store=store, device="cpu", precisions=("float32",), cpus=2, gpus=0)
-        plan = make_plan(options, site)
+        plan = dataclasses.replace(make_plan(options, site), **changes)
         plan.folder.mkdir(parents=True, exist_ok=True)
         return plan
 

@@ -17,9 +17,9 @@ from tune.options import (
     MACHINE,
     ON_RESUMING,
     SAVED,
+    START,
     VERSION,
     Options,
-    check_folder_name,
     from_flags,
     make_parser,
     parse_objectives,
@@ -254,7 +254,7 @@ def test_settings_are_fixed_by_set_and_by_flags_of_their_own() -> None:
 
 @pytest.mark.parametrize("name", ["a", "a b", "ü", "...", "-x", ".hidden", "a?b%20#"])
 def test_any_name_of_a_folder_is_a_name(name: str) -> None:
-    check_folder_name("--name", name)
+    assert Options(search="hparams", name=name).name == name
 
 
 # Going on with a search
@@ -299,7 +299,7 @@ def test_what_belongs_to_a_machine_is_not_saved(tmp_path: Path) -> None:
     options, _ = saved(
         tmp_path, "--storage there --address auto --name n --data-dir d --no-report --no-estimate"
     )
-    assert not set(options.saved()) & set(MACHINE)
+    assert not set(options.saved()) & {*MACHINE, *START}
     assert set(options.saved()) == set(SAVED)
     again = resume(tmp_path)
     assert (again.storage, again.address, again.data_dir) == (str(tmp_path), None, None)

@@ -103,6 +103,13 @@ def test_the_first_decision_comes_after_a_sixth_of_the_epochs(epochs: int, perio
 
 
 @pytest.mark.parametrize(
+    ("epochs", "patience"), [(1, 4), (9, 4), (12, 4), (13, 5), (25, 9), (50, 17)]
+)
+def test_patience_grows_with_the_epochs(epochs: int, patience: int, tmp_path: Path) -> None:
+    assert plan_of(tmp_path, f"--epochs {epochs}").patience == patience
+
+
+@pytest.mark.parametrize(
     ("flags", "keep"), [("--epochs 9", [2, 6, 9]), ("--epochs 9 --scheduler fifo", [9])]
 )
 def test_epochs_that_must_not_be_lost(flags: str, keep: list[int], tmp_path: Path) -> None:
@@ -112,7 +119,7 @@ def test_epochs_that_must_not_be_lost(flags: str, keep: list[int], tmp_path: Pat
 def test_the_baseline_comes_first_or_the_grid(tmp_path: Path) -> None:
     assert plan_of(tmp_path).points == [BASELINE]
     grid = plan_of(tmp_path, "--sampler grid")
-    assert grid.points == grid.search.grid_points()
+    assert grid.points == grid.search.points()
     assert len(grid.points) == grid.num_trials == 12
     assert grid.rungs == []  # the original study trained every setting to the end
     assert grid.expected_epochs() == 9
@@ -187,7 +194,6 @@ SEARCHES_BY_SAMPLER = {"baseline": "grid", "precision": "grid"}
                 "confirm": 1,
                 "confirm_seeds": 2,
                 "slots": 2,
-                "cpus": 1,
                 "gpus": 0.0,
             },
         ),

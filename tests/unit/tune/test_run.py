@@ -15,7 +15,7 @@ from dcgan.store import Mirror, StorageError, Store
 from tune import run as course
 from tune.options import Options, from_flags, make_parser
 from tune.plan import Plan, Site, make_plan
-from tune.run import find_best, run, search
+from tune.run import run, search
 
 
 def options_of(tmp_path: Path, text: str = "") -> Options:
@@ -72,39 +72,14 @@ def test_what_is_recorded_goes_into_the_search(
     assert record["protocol"]["eval_split"] == "validation"
 
 
-@pytest.mark.parametrize(
-    ("found", "interrupted", "code"),
-    [(True, False, 0), (False, False, 1), (True, True, 130), (False, True, 130)],
-)
-def test_the_exit_code_and_the_last_lines_say_how_it_ended(
-    found: bool,
-    interrupted: bool,
-    code: int,
-    tmp_path: Path,
-    monkeypatch: pytest.MonkeyPatch,
-    capsys: pytest.CaptureFixture[str],
-) -> None:
-    options = options_of(tmp_path)
-    plan = plan_of(options, Store(tmp_path / "my runs" / "run"))
-    monkeypatch.setattr(course, "find_best", lambda *arguments: (found, interrupted))
-    assert search(plan, options, {}) == code
-    output = capsys.readouterr().out
-    report = f"python -m analysis.report '{tmp_path}/my runs/run'\n"
-    assert (report in output) == found
-    resume = (
-        f"\nstopped; go on with: python -m tune.run --resume run --storage '{tmp_path}/my runs'\n"
-    )
-    assert (resume in output) == interrupted
-
-
 def test_a_second_interruption_still_says_how_to_go_on(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    def interrupted(*arguments: Any) -> tuple[bool, bool]:
+    def interrupted(*arguments: Any) -> None:
         raise KeyboardInterrupt
 
     options = options_of(tmp_path)
-    monkeypatch.setattr(course, "find_best", interrupted)
+    monkeypatch.setattr("tune.runner.session", interrupted)
     assert search(plan_of(options, Store(tmp_path / "run")), options, {}) == 130
     assert "\nstopped; go on with: python -m tune.run --resume run" in capsys.readouterr().out
 
@@ -112,12 +87,12 @@ def test_a_second_interruption_still_says_how_to_go_on(
 def test_a_storage_that_is_gone_ends_the_search_with_the_command_to_go_on(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def gone(*arguments: Any) -> tuple[bool, bool]:
+    def gone(*arguments: Any) -> None:
         raise StorageError("s3://bucket/runs/run cannot be written")
 
     options = options_of(tmp_path)
     plan = plan_of(options, Mirror(tmp_path / "copy", "s3://bucket/runs/run"))
-    monkeypatch.setattr(course, "find_best", gone)
+    monkeypatch.setattr("tune.runner.session", gone)
     message = (
         "s3://bucket/runs/run cannot be written; what is in the storage is kept; go on with: "
         "python -m tune.run --resume run --storage s3://bucket/runs"
@@ -137,6 +112,7 @@ ALL = ["session", "tracking", "run", "answer", "confirm", "confirmed", "page", "
         ("--no-report", True, None, ["page"]),
         ("", False, None, ["confirm", "confirmed", "page"]),
         ("", True, "run", ["confirm", "confirmed", "page"]),
+        ("", False, "run", ["confirm", "confirmed", "page"]),
         ("", True, "confirm", ["page"]),
         ("--resume run --retry-failed", True, None, []),
     ],
@@ -150,7 +126,8 @@ def test_a_search_is_run_answered_confirmed_and_reported(
     monkeypatch: pytest.MonkeyPatch,
     capsys: pytest.CaptureFixture[str],
 ) -> None:
-    """With an end to each step but those that were not asked for, or come after an interruption."""
+    """Takes each step but those that were not asked for, or come after an interruption; the exit
+    code and the last lines say how it ended."""
     steps: list[str] = []
     stop = SimpleNamespace(asked=False)
 
@@ -190,8 +167,10 @@ def test_a_search_is_run_answered_confirmed_and_reported(
     }.items():
         monkeypatch.setattr(target, value)
     options = options_of(tmp_path, f"--wandb offline {text}")
-    plan = plan_of(options_of(tmp_path, text.partition("--resume")[0]), Kept(tmp_path / "run"))
-    assert find_best(plan, options, {"version": 2}) == (found, asked_after is not None)
+    store = Kept(tmp_path / "my runs" / "run")
+    plan = plan_of(options_of(tmp_path, text.partition("--resume")[0]), store)
+    code = search(plan, options, {"version": 2})
+    assert code == (130 if asked_after else int(not found))
     expected = [name for name in ALL if name not in left_out]
     if options.retry_failed:
         expected.insert(2, "retry")
@@ -199,3 +178,7 @@ def test_a_search_is_run_answered_confirmed_and_reported(
     output = capsys.readouterr().out
     assert output.startswith("tracking W&B, offline: wandb sync")
     assert ("retrying 3 failed trials" in output) == options.retry_failed
+    report = f"python -m analysis.report '{tmp_path}/my runs/run'\n"
+    assert (report in output) == found
+    resume = f"python -m tune.run --resume run --storage '{tmp_path}/my runs'\n"
+    assert (f"\nstopped; go on with: {resume}" in output) == (asked_after is not None)

@@ -16,6 +16,7 @@ from typing import Any
 import pytest
 import ray
 from ray import cloudpickle
+from ray import tune as ray_tune
 from ray.tune.execution import class_cache
 
 from dcgan.schema import DRIVER_FILE, ERROR_FILE, SEARCH_FILE, STUDY_FILE
@@ -53,6 +54,11 @@ def without_ray(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(room, "quiet_ray", lambda: None)
 
 
+def silent(plan: Plan, searcher: StudySearch) -> ray_tune.Callback:
+    """In place of progress: shows nothing."""
+    return ray_tune.Callback()
+
+
 def record_of(plan: Plan) -> Any:
     return json.loads((plan.folder / SEARCH_FILE).read_text())
 
@@ -71,8 +77,8 @@ def test_a_search_has_one_driver_at_a_time(plan: Plan) -> None:
         with pytest.raises(OSError, match=f"^{re.escape(message)}$"):
             enter()
         assert record_of(plan) == {"begun": "once"}
-    with session(plan):  # goes on with the record that there is
-        assert record_of(plan) == {"begun": "once"}
+    with session(plan, {"begun": "later"}):
+        assert record_of(plan) == {"begun": "later"}
 
 
 @pytest.mark.usefixtures("without_ray")
@@ -121,7 +127,7 @@ def test_ray_gets_the_cpus_of_the_plan_and_ends_with_the_session(
     with running_ray(plan):
         ((where, options),) = calls
     assert where == ("local",)  # no cluster that happens to run on this machine
-    assert options["num_cpus"] == plan.slots * plan.cpus == 2
+    assert options["num_cpus"] == plan.slots == 2
     assert calls[1:] == ["shutdown"]
 
 
@@ -213,14 +219,14 @@ def test_nothing_is_started_when_nothing_is_left(
         searcher.suggest(name)
         searcher.on_trial_complete(name, {"epoch": plan.epochs, "fid": 9.0})
     monkeypatch.setattr(room, "tuner", None)
-    run_plan(plan, Stop(plan))
+    run_plan(plan, Stop(plan), silent)
 
 
 def test_trials_without_their_study_are_not_trained_over(plan: Plan) -> None:
     plan.trial_folder(0).mkdir()
     message = f"{plan.folder} holds trials, but its {STUDY_FILE} none: it is lost; read them by"
     with pytest.raises(ValueError, match=f"^{re.escape(message)}"):
-        run_plan(plan, Stop(plan))
+        run_plan(plan, Stop(plan), silent)
 
 
 def test_a_full_disk_ends_the_run_with_the_command_of_the_whole_search(
@@ -228,7 +234,7 @@ def test_a_full_disk_ends_the_run_with_the_command_of_the_whole_search(
 ) -> None:
     stage = make_demo_plan(store=plan.store.inside("confirm"))
 
-    def fit(faults: Faults) -> None:
+    def fit(progress: Any, faults: Faults) -> None:
         raise RuntimeError("Ray says something") from FULL
 
     Fit(stage, monkeypatch, fit)
@@ -237,19 +243,19 @@ def test_a_full_disk_ends_the_run_with_the_command_of_the_whole_search(
         f"with: {plan.resume_command}"
     )
     with pytest.raises(OSError, match=f"^{re.escape(message)}$"):
-        run_plan(stage, Stop(plan))
+        run_plan(stage, Stop(plan), silent)
     assert not (stage.folder / SCRATCH).exists()
 
 
 def test_an_error_that_is_not_the_disks_stays_as_it_is(
     plan: Plan, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def fit(faults: Faults) -> None:
+    def fit(progress: Any, faults: Faults) -> None:
         raise RuntimeError("Ray says something")
 
     Fit(plan, monkeypatch, fit)
     with pytest.raises(RuntimeError, match="Ray says something"):
-        run_plan(plan, Stop(plan))
+        run_plan(plan, Stop(plan), silent)
 
 
 def test_a_search_that_is_asked_to_stop_is_not_ended_harder_once_its_trials_have(
@@ -257,12 +263,12 @@ def test_a_search_that_is_asked_to_stop_is_not_ended_harder_once_its_trials_have
 ) -> None:
     stop = Stop(plan)
 
-    def fit(faults: Faults) -> None:
+    def fit(progress: Any, faults: Faults) -> None:
         stop.asked = True
         stop.timer.start()
 
     Fit(plan, monkeypatch, fit)
-    run_plan(plan, stop)
+    run_plan(plan, stop, silent)
     stop.timer.join(5)
     assert not stop.timer.is_alive()
 
@@ -354,9 +360,9 @@ def test_a_trial_that_the_storage_failed_goes_on_later(
     assert states(plan) == ["RUNNING"]
     assert not (plan.trial_folder(0) / ERROR_FILE).exists()
 
-    Fit(plan, monkeypatch, lambda one: one.on_trial_error(0, [], trial))
+    Fit(plan, monkeypatch, lambda progress, one: one.on_trial_error(0, [], trial))
     with pytest.raises(OSError, match=re.escape(str(faults.storage))):
-        run_plan(plan, Stop(plan))
+        run_plan(plan, Stop(plan), silent)
 
 
 # Errors of disk and storage

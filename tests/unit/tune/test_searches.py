@@ -53,20 +53,20 @@ def test_under_the_report_preset_the_base_is_the_original_studys_baseline() -> N
 
 
 def test_grids_are_the_original_studys_own() -> None:
-    points = make_search("hparams", REPORT, PRECISIONS, {}).grid_points()
+    points = make_search("hparams", REPORT, PRECISIONS, {}).as_grid().points()
     expected = itertools.product((1e-4, 3e-4, 5e-4), (64, 128), ("adam", "rmsprop"))
     assert [tuple(point.values()) for point in points] == list(expected)
-    assert len(make_search("architecture", REPORT, PRECISIONS, {}).grid_points()) == 8
+    assert len(make_search("architecture", REPORT, PRECISIONS, {}).as_grid().points()) == 8
     assert [
-        p["precision"] for p in make_search("precision", REPORT, PRECISIONS, {}).grid_points()
+        p["precision"] for p in make_search("precision", REPORT, PRECISIONS, {}).as_grid().points()
     ] == list(PRECISIONS)
-    assert make_search("baseline", REPORT, PRECISIONS, {}).grid_points() == [{}]
+    assert make_search("baseline", REPORT, PRECISIONS, {}).as_grid().points() == [{}]
 
 
 @pytest.mark.parametrize("name", SEARCHES)
 def test_grid_points_lie_in_the_space(name: str) -> None:
     search = make_search(name, DEMO, PRECISIONS, {})
-    for point in search.grid_points()[:50]:
+    for point in search.as_grid().points()[:50]:
         values = ask(search, **point)
         assert {axis: values[axis] for axis in point} == point
 
@@ -218,7 +218,7 @@ def test_as_a_grid_a_search_has_the_original_studys_values_alone() -> None:
     search = make_search("hparams", DEMO, PRECISIONS, {}).as_grid()
     assert search.settings == 12
     assert choices_of(search.axes["generator_lr"]) == (1e-4, 3e-4, 5e-4)
-    assert all(search.holds(point) for point in search.grid_points())
+    assert all(search.holds(point) for point in search.points())
     assert make_search("baseline", DEMO, PRECISIONS, {}).as_grid().settings == 1
 
 

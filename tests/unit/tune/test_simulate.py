@@ -265,7 +265,7 @@ def test_what_holds_no_whole_curves_is_refused(tmp_path: Path) -> None:
 def test_time_passes_as_recorded(curves: Curves) -> None:
     """Random search of full curves: so many workers are busy all the time, and every epoch counts
     once."""
-    one = simulate(plan_of(curves, "random"), curves, 1, 0)
+    one = simulate(plan_of(curves, "random"), curves, 0)
     seconds = [
         curves.nearest(t.config, 0)[0]["seconds_train"] + 0.25
         for t in one.trials
@@ -277,25 +277,25 @@ def test_time_passes_as_recorded(curves: Curves) -> None:
     assert [epochs for _, epochs, _ in one.progress] == list(range(1, 7 * EPOCHS + 1))
     fids = [row["fid"] for t in one.trials for row in curves.nearest(t.config, 0)]
     assert [best for _, _, best in one.progress] == list(itertools.accumulate(fids, min))
-    three = simulate(plan_of(curves, "random", workers=3), curves, 3, 0)
+    three = simulate(plan_of(curves, "random", workers=3), curves, 0)
     assert [t.config for t in three.trials] == [t.config for t in one.trials]
     assert sum(seconds) / 3 <= three.progress[-1][0] < sum(seconds) / 3 + EPOCHS * 1.25
 
 
 def test_a_simulation_repeats_and_ends_at_its_target(curves: Curves) -> None:
     plan = plan_of(curves, "tpe+asha", workers=2)
-    whole = simulate(plan, curves, 2, 0)
-    assert simulate(plan, curves, 2, 0).progress == whole.progress
+    whole = simulate(plan, curves, 0)
+    assert simulate(plan, curves, 0).progress == whole.progress
     target = whole.progress[-1][2]
     first = next(index for index, (_, _, best) in enumerate(whole.progress) if best == target)
-    assert simulate(plan, curves, 2, 0, target=target).progress == whole.progress[: first + 1]
+    assert simulate(plan, curves, 0, target=target).progress == whole.progress[: first + 1]
 
 
 def test_endings_are_told_with_their_values(ill: Curves, tmp_path: Path) -> None:
     """Finished trials with their best epoch, stopped ones with their last, failed ones with none;
     no epoch is missing."""
     ledger = ledger_in(tmp_path / "run")
-    outcome = simulate(plan_of(ill, "random+asha", num_trials=16), ill, 2, 0, ledger)
+    outcome = simulate(plan_of(ill, "random+asha", num_trials=16, workers=2), ill, 0, ledger)
     seen = set()
     for trial, simulated in zip(ledger.get_trials(), outcome.trials, strict=True):
         curve = [row["fid"] for row in ill.nearest(simulated.config, 0)][: len(simulated.rows)]
@@ -312,7 +312,7 @@ def test_endings_are_told_with_their_values(ill: Curves, tmp_path: Path) -> None
 def test_collapsed_and_diverged_trials_fail(ill: Curves, tmp_path: Path) -> None:
     ledger = ledger_in(tmp_path / "run")
     plan = plan_of(ill, "random", num_trials=16)
-    outcome = simulate(plan, ill, 1, 0, ledger)
+    outcome = simulate(plan, ill, 0, ledger)
     for trial, simulated in zip(ledger.get_trials(), outcome.trials, strict=True):
         curve = ill.nearest(simulated.config, 0)
         lasts = 1 if len(curve) == 1 else 1 + plan.patience if curve[-1]["collapsed"] else EPOCHS
@@ -330,7 +330,7 @@ def test_what_is_not_finite_goes_no_further(epoch: int, tmp_path: Path) -> None:
     for rows in curves.rows.values():
         rows[epoch - 1]["fid"] = math.nan
     ledger = ledger_in(tmp_path / "run")
-    outcome = simulate(plan_of(curves, "random+asha"), curves, 2, 0, ledger)
+    outcome = simulate(plan_of(curves, "random+asha", workers=2), curves, 0, ledger)
     states = [trial.state for trial in ledger.get_trials()]
     assert states == [
         TrialState.FAIL if len(t.rows) == epoch else TrialState.PRUNED for t in outcome.trials
@@ -366,12 +366,12 @@ def test_a_search_killed_at_any_step_ends_the_same(
 
     for name in ("create_new_trial", "set_trial_intermediate_value", "set_trial_state_values"):
         monkeypatch.setattr(whole._storage, name, copied(getattr(whole._storage, name)))
-    simulate(plan, ill, 1, 0, whole)
+    simulate(plan, ill, 0, whole)
     epochs = sum(len(trial.intermediate_values) for trial in whole.get_trials())
     assert len(left) == 5 + epochs + 5  # each trial begins, reports and ends
     for folder in left:
         ledger = ledger_in(folder)
-        simulate(plan, ill, 1, 0, ledger)
+        simulate(plan, ill, 0, ledger)
         assert story(ledger) == story(whole), folder
 
 
@@ -382,13 +382,11 @@ def test_a_search_killed_again_and_again_ends_the_same(
 ) -> None:
     plan = plan_of(ill, method, num_trials=12, seed=seed)
     whole, ledger = ledger_in(tmp_path / "whole"), ledger_in(tmp_path / "killed")
-    simulate(plan, ill, 1, seed, whole)
+    simulate(plan, ill, seed, whole)
     rng = random.Random(seed)
     sessions = 0
     while not ended(ledger, 12):
-        simulate(
-            plan, ill, 1, seed, ledger_in(tmp_path / "killed"), max_events=rng.randrange(2, 12)
-        )
+        simulate(plan, ill, seed, ledger_in(tmp_path / "killed"), max_events=rng.randrange(2, 12))
         sessions += 1
     assert sessions > 5
     assert story(ledger) == story(whole)
@@ -402,14 +400,14 @@ def test_several_workers_are_killed_and_go_on(method: str, ill: Curves, tmp_path
     rng = random.Random(0)
     before: list[Any] = []
     while not ended(ledger := ledger_in(tmp_path / "run"), 12):
-        simulate(plan, ill, 3, 0, ledger, max_events=rng.randrange(10, 30))
+        simulate(plan, ill, 0, ledger, max_events=rng.randrange(10, 30))
         now = story(ledger)
         for old, new in zip(before, now, strict=False):
             assert old == new if old[3].is_finished() else old[1] == new[1]
             assert old[2].items() <= new[2].items()
         before = now
     assert len(before) == 12
-    simulate(plan, ill, 3, 0, ledger)  # nothing is left
+    simulate(plan, ill, 0, ledger)  # nothing is left
     assert story(ledger) == before
 
 
@@ -422,12 +420,12 @@ def test_rungs_are_rebuilt(ill: Curves, tmp_path: Path) -> None:
     """After each event, a new scheduler decides among the same values as the one that lived through
     it all."""
     plan = plan_of(ill, "random+asha", num_trials=12, workers=2)
-    lived = Simulation(plan, ill, 2, 0, ledger_in(tmp_path / "run"))
+    lived = Simulation(plan, ill, 0, ledger_in(tmp_path / "run"))
     lived.start_trials()
     checked = 0
     while lived.events:
-        rebuilt = Simulation(plan, ill, 2, 0, ledger_in(tmp_path / "run"))
-        rebuilt.outcome.trials.clear()
+        rebuilt = Simulation(plan, ill, 0, ledger_in(tmp_path / "run"))
+        rebuilt.trials.clear()
         while rebuilt.searcher._begun:
             rebuilt.add_trial()
         waiting = {
@@ -465,7 +463,7 @@ def test_a_finite_space_is_tried_to_its_end(curves: Curves) -> None:
     space = dataclasses.replace(search, axes=axes, ties={})
     for method in ("random", "tpe", "tpe+asha"):
         for seed in range(10):
-            outcome = simulate(make_plan(space, method, seed, 4, 2, 2), curves, 2, 0)
+            outcome = simulate(make_plan(space, method, seed, 4, 2, 2), curves, 0)
             assert (
                 len({(t.config["batch_size"], t.config["optimizer"]) for t in outcome.trials}) == 4
             )
@@ -473,11 +471,11 @@ def test_a_finite_space_is_tried_to_its_end(curves: Curves) -> None:
 
 def test_what_never_comes_near_counts_as_the_whole_budget(curves: Curves, monkeypatch: Any) -> None:
     plan = plan_of(curves, "random")
-    whole = simulate(plan, curves, 1, 0).progress[-1]
+    whole = simulate(plan, curves, 0).progress[-1]
     monkeypatch.setattr("tune.simulate.WITHIN", 0.5)
-    assert needed(plan, curves, 1, 1000) == (1000, pytest.approx(whole[0] / whole[1] * 1000), False)
+    assert needed(plan, curves, 1000) == (1000, pytest.approx(whole[0] / whole[1] * 1000), False)
     monkeypatch.setattr("tune.simulate.WITHIN", 9.0)
-    assert needed(plan, curves, 1, 1000)[0::2] == (1, True)
+    assert needed(plan, curves, 1000)[0::2] == (1, True)
 
 
 def test_mean_and_interval() -> None:

@@ -17,10 +17,9 @@ from dcgan.store import Mirror, Store
 from tune import site
 from tune.options import Options, from_flags, make_parser
 from tune.plan import Node, Packing, make_plan, wanted_search
-from tune.searches import Search
+from tune.searches import SEARCHES, Search
 from tune.site import (
     check_free,
-    check_trials,
     check_writable,
     examine,
     examine_cluster,
@@ -102,17 +101,18 @@ def test_a_containers_quota_counts(
     assert usable_cpus() == cpus
 
 
-def test_what_would_make_every_trial_fail_is_refused() -> None:
-    check_trials(search_of(), None, CPU)
+def test_what_would_make_every_trial_fail_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
     with pytest.raises(ValueError, match="precision float16 needs a CUDA GPU"):
-        check_trials(search_of("--set precision=float16"), None, CPU)
+        examine(options_of("--set precision=float16"), None)
     message = "batch_size is 9000; the training split of mnist-mini holds 8000"
     with pytest.raises(ValueError, match=message):
-        check_trials(search_of("--set batch_size=9000", "baseline"), None, CPU)
+        examine(options_of("--set batch_size=9000", "baseline"), None)
     search = search_of()
     large = {"batch_size": CategoricalDistribution((64, 9000))}
+    wide = dataclasses.replace(search, axes={**search.axes, **large})
+    monkeypatch.setitem(SEARCHES, "hparams", lambda *arguments: wide)
     with pytest.raises(ValueError, match=message):
-        check_trials(dataclasses.replace(search, axes={**search.axes, **large}), None, CPU)
+        examine(options_of(), None)
 
 
 def test_this_machine_is_examined(tmp_path: Path) -> None:

@@ -14,7 +14,7 @@ from dcgan import checkpoint
 from dcgan.config import TrainConfig, replicate
 from dcgan.loop import train
 from dcgan.schema import COLUMNS, OVER_LANES
-from tune.trainable import Pace, check_collapse, load_saved, mean_row
+from tune.trainable import Pace, check_collapse, mean_row, saved_rows
 
 TINY = TrainConfig(
     dataset="mnist-mini",
@@ -98,21 +98,21 @@ def test_a_collapse_for_good(rows: str, lost: int | None) -> None:
 
 
 def test_a_damaged_checkpoint_is_put_aside(tmp_path: Path) -> None:
-    assert load_saved(tmp_path) == {}
+    assert saved_rows(tmp_path) == []
     rows = [row(1, 2.0)]
     file = checkpoint.save(tmp_path, [TINY], torch.device("cpu"), [], rows, {})
     whole = file.read_bytes()
-    assert load_saved(tmp_path)["rows"] == rows
+    assert saved_rows(tmp_path) == rows
     middle = len(whole) // 2
     # in a record: what lies between records is padding, where a change does no harm
     inside = whole.index(b"mnist-mini")
     flipped = whole[:inside] + b"x" + whole[inside + 1 :]
     for damaged in (whole[:middle], flipped, b"", b"noise"):
         file.write_bytes(damaged)
-        assert load_saved(tmp_path) == {}
+        assert saved_rows(tmp_path) == []
         assert [path.name for path in tmp_path.iterdir()] == ["checkpoint.damaged"]
         assert (tmp_path / "checkpoint.damaged").read_bytes() == damaged
-    assert load_saved(tmp_path) == {}
+    assert saved_rows(tmp_path) == []
 
 
 def test_uploads_take_at_most_a_twentieth_of_the_time(monkeypatch: pytest.MonkeyPatch) -> None:
