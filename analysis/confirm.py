@@ -133,7 +133,7 @@ def sentences(frame: pd.DataFrame, summary: pd.DataFrame) -> list[str]:
         best = known.sort_values("behind").iloc[0]
         names = " and ".join(map(name_of, tied.to_dict("records")))
         said.append(
-            f"The best on test is {name_of(best)}; these seeds do not tell it from {names}."
+            f"The best on test is {name_of(best)}; these seeds do not distinguish it from {names}."
         )
     said += about_noise(frame)
     failed, missing = summary["failed"].sum(), summary["missing"].sum()
@@ -179,7 +179,7 @@ def about_gain(row: pd.Series) -> str:
     if gain.n < 2:
         return f"{text}; one pair of runs gives no interval."
     if not gain.excludes(0):
-        return f"{text}; the interval includes 0, so {gain.n} seeds do not tell them apart."
+        return f"{text}; the interval includes 0, so {gain.n} seeds do not distinguish them."
     return f"{text}; it is {'better' if gain.value < 0 else 'worse'}."
 
 
@@ -196,7 +196,7 @@ def about_noise(frame: pd.DataFrame) -> list[str]:
     apart = student.isf(0.025, freedom) * spread * math.sqrt(2)
     return [
         f"Another seed changes {METRIC} by {100 * spread:.0f} % (standard deviation, {freedom} "
-        f"degrees of freedom): two trials of one seed each are told apart from "
+        f"degrees of freedom): two trials of one seed each differ by more than chance from "
         f"{100 * math.expm1(apart):.0f} % on."
     ]
 

@@ -6,6 +6,7 @@ import sys
 import torch
 
 from analysis import confirm, load, report, tables
+from analysis.cli import rounded
 from dcgan import checkpoint
 from dcgan.config import read_lanes, write_lanes
 from dcgan.data import load_split, to_unit_range
@@ -24,15 +25,14 @@ def print_answer(plan: Plan) -> bool:
         return False
     table, text = tables.write(plan.folder)
     print(f"\n{text}\n")
-    ranked = table.dropna(subset=[METRIC])
-    if ranked.empty:
-        print(f"see error.txt in the folders of {plan.folder}")
+    best = tables.best_of(table)
+    if best is None:
+        print(f"no trial has finished; what failed says why in its error.txt, in {plan.folder}")
         return False
-    best = ranked.iloc[0]
     trial, value, epoch = best["trial"], best[METRIC], best["best_epoch"]
     lanes = read_lanes(plan.folder / trial)
     write_lanes(plan.folder / BEST_FILE, lanes)
-    print(f"best: {trial}, {METRIC} {value:.2f} at epoch {epoch}")
+    print(f"best: {trial}, {METRIC} {rounded(value)} at epoch {epoch}")
     settings = lanes[0].to_dict()
     if len(lanes) > 1:
         settings["seed"] = f"{lanes[0].seed} to {lanes[-1].seed}"

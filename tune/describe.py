@@ -42,7 +42,7 @@ def describe(plan: Plan, options: Options, site: Site) -> str:
 def describe_preset(options: Options, site: Site) -> str:
     """The preset, and how it was chosen."""
     name = wanted_preset(options, site.device).name
-    hint = " (--preset report is the full study)" if name == DEMO.name else ""
+    hint = " (--preset full is the whole study)" if name == DEMO.name else ""
     if options.preset:
         return f"{name}, as asked{hint}"
     gpu = "a GPU" if site.device == "cuda" else "no GPU"

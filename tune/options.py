@@ -46,7 +46,7 @@ class Options:
     search: str | None = setting(None, choices=SEARCHES)
     """What to vary; see below."""
     preset: str | None = setting(None, choices=PRESETS)
-    """Budget; see below (default: report with a GPU, else demo)."""
+    """Budget; see below (default: full with a GPU, else demo)."""
     num_trials: int | None = setting(None, least=1)
     """Settings to try (default: the preset's)."""
     epochs: int | None = setting(None, least=1)

@@ -153,7 +153,7 @@ class Plan:
 
     def expected_epochs(self) -> float:
         """Epochs of a trial on average."""
-        return self.scheduler.expected_epochs(self.num_trials, self.rungs, self.epochs)
+        return self.scheduler.expected_epochs(self)
 
 
 def quoted(module: str, *arguments: str, flags: Mapping[str, str] | None = None) -> str:
@@ -203,7 +203,7 @@ def make_plan(options: Options, site: Site) -> Plan:
 
 def wanted_preset(options: Options, device: str) -> Preset:
     """The preset that a person asks for, or the one that suits the device; with its width."""
-    preset = PRESETS[options.preset or ("report" if device == "cuda" else "demo")]
+    preset = PRESETS[options.preset or ("full" if device == "cuda" else "demo")]
     return dataclasses.replace(preset, width=options.width or preset.width)
 
 

@@ -42,12 +42,12 @@ class Preset:
 
 
 DEMO = Preset(
-    name="demo", dataset="mnist-mini", width=16, epochs=9, num_trials=18, confirm=1, confirm_seeds=2
+    name="demo", dataset="mnist-mini", width=16, epochs=9, num_trials=15, confirm=1, confirm_seeds=3
 )
-REPORT = Preset(
-    name="report", dataset="mnist", width=64, epochs=25, num_trials=32, confirm=3, confirm_seeds=5
+FULL = Preset(
+    name="full", dataset="mnist", width=64, epochs=25, num_trials=32, confirm=3, confirm_seeds=5
 )
-PRESETS = {preset.name: preset for preset in (DEMO, REPORT)}
+PRESETS = {preset.name: preset for preset in (DEMO, FULL)}
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

@@ -102,7 +102,7 @@ def test_errors_in_a_real_process_show_no_traceback(tmp_path: Path) -> None:
 def test_help_names_what_matters(command: Any) -> None:
     code, output, _ = command(tune.run.main, "--help")
     assert code == 0
-    for word in ("--search", "--resume", "--dry-run", "architecture", "demo", "report", "Ctrl-C"):
+    for word in ("--search", "--resume", "--dry-run", "architecture", "demo", "full", "Ctrl-C"):
         assert word in output
 
 

@@ -31,7 +31,11 @@ from wandb_runs import assert_logged_once, follower, wait_for_follower
 
 from analysis.load import load_trials
 
-pytestmark = [pytest.mark.usefixtures("nothing_left_running"), pytest.mark.timeout(900)]
+pytestmark = [
+    pytest.mark.slow,
+    pytest.mark.usefixtures("nothing_left_running"),
+    pytest.mark.timeout(900),
+]
 TRACKED = {"WANDB_MODE": "offline"}
 STOP_SECONDS = 20  # that an interrupted search takes at most: 10 s where nothing else runs
 

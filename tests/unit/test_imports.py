@@ -34,7 +34,6 @@ TOOLS = {
     *("dcgan.cli", "analysis.cli"),
 }
 """Small tools that anyone may use."""
-YET_TO_COME = {"analysis.stats"}
 
 
 def imports(path: Path) -> set[str]:
@@ -54,7 +53,7 @@ def modules(room: str) -> dict[str, Path]:
 
 
 MODULES = {name: path for room in CORE for name, path in modules(room).items()}
-CORE_MODULES = {f"{room}.{name}" for room, names in CORE.items() for name in names} - YET_TO_COME
+CORE_MODULES = {f"{room}.{name}" for room, names in CORE.items() for name in names}
 MAY_BE_USED = CORE_MODULES | TOOLS
 LEAVES = MODULES.keys() - MAY_BE_USED - {f"{room}.__init__" for room in CORE}
 

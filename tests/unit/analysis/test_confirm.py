@@ -239,7 +239,7 @@ def test_what_the_seeds_cannot_tell_is_said(tmp_path: Path) -> None:
     assert text[1].startswith("trial_0007 minus the baseline: +22 [+")
     assert text[1].endswith("; it is worse.")
     assert text[2] == (
-        "The best on test is trial_0001; these seeds do not tell it from trial_0000 (baseline)."
+        "The best on test is trial_0001; these seeds do not distinguish it from trial_0000 (baseline)."
     )
 
 
@@ -247,7 +247,7 @@ def test_a_difference_that_may_be_none_is_called_neither(tmp_path: Path) -> None
     values = {"trial_0003": [12.0, 21.0, 17.0], "trial_0000": [20.0, 20.0, 21.0]}
     text = said(stage(tmp_path, {"trial_0003": 11.0, "trial_0000": None}, values, values))[1]
     assert "better" not in text
-    assert text.endswith("; the interval includes 0, so 3 seeds do not tell them apart.")
+    assert text.endswith("; the interval includes 0, so 3 seeds do not distinguish them.")
 
 
 def test_the_baseline_can_be_the_best(tmp_path: Path) -> None:

@@ -114,7 +114,9 @@ def test_a_search_whose_trials_all_failed_says_where_the_reasons_are(
     assert not print_answer(ended)
     output = capsys.readouterr().out
     assert "diverged in epoch 1" in output
-    assert output.endswith(f"\nsee error.txt in the folders of {ended.folder}\n")
+    assert output.endswith(
+        f"\nno trial has finished; what failed says why in its error.txt, in {ended.folder}\n"
+    )
     assert files(ended.folder) == {"table.csv", "table.md"}
 
 

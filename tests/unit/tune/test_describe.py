@@ -61,7 +61,7 @@ def test_the_description_names_everything_that_decides_the_course(tmp_path: Path
         "results",
     ]
     assert lines["search"] == "hparams: Learning rate of both nets, batch size and optimizer."
-    assert lines["preset"] == "demo, as asked (--preset report is the full study)"
+    assert lines["preset"] == "demo, as asked (--preset full is the whole study)"
     assert lines["data"] == "mnist-mini, 28 × 28, width 16, 9 epochs"
     for line in (
         "generator_lr       5e-05 to 0.005, log-uniform",
@@ -73,9 +73,12 @@ def test_the_description_names_everything_that_decides_the_course(tmp_path: Path
     assert (
         lines["trials"] == "10 by tpe, the first at the baseline; seed 0; 2 at a time, 1 CPU each"
     )
-    assert lines["rungs"] == "the best third goes on after epoch 2, 6 (ASHA)"
+    assert (
+        lines["rungs"]
+        == "after epoch 2, 6 goes on what beats two thirds of the trials before it (ASHA)"
+    )
     assert lines["metric"].startswith("fid on validation: ")
-    assert lines["cost"] == "about 43 epochs at 2.0 s: about 43 s"
+    assert lines["cost"] == "about 59 epochs at 2.0 s: about 59 s"
     assert lines["results"] == str(tmp_path / "run")
 
 
@@ -107,8 +110,8 @@ def test_the_description_names_everything_that_decides_the_course(tmp_path: Path
                 "10 by the original study's grid; seed 3",
             ],
         ),
-        ("--preset report", {}, ["preset   report, as asked\n"]),
-        ("", {}, ["preset   demo, since there is no GPU here (--preset report is the full study)"]),
+        ("--preset full", {}, ["preset   full, as asked\n"]),
+        ("", {}, ["preset   demo, since there is no GPU here (--preset full is the whole study)"]),
     ],
 )
 def test_the_description_of_what_else_decides(
@@ -139,7 +142,7 @@ def test_a_cluster_and_what_was_measured_there_are_described(tmp_path: Path) -> 
         warning="precision x is slow",
     )
     text = text_of(tmp_path, "--gpus-per-trial auto", site)
-    assert "\npreset   report, since there is a GPU in the cluster\n" in text
+    assert "\npreset   full, since there is a GPU in the cluster\n" in text
     assert "\ncluster  2 machines, 16 CPUs, 1 GPUs: head, a\n" in text
     assert (
         "\npacking  the largest trial takes 5.0 of 80 GiB and trains 2,000 images/s alone, "
@@ -217,7 +220,7 @@ def test_what_the_machines_decided_is_settled(tmp_path: Path) -> None:
     packing = Packing(8, 5 * GIB, 80 * GIB, 8, 8000.0, 2000.0)
     gpu = {"device": "cuda", "cpus": 16, "gpus": 1, "packing": packing}
     kept, plan, _ = recorded(tmp_path, "--gpus-per-trial auto", **gpu)
-    assert (kept["options"]["preset"], kept["options"]["gpus_per_trial"]) == ("report", "0.125")
+    assert (kept["options"]["preset"], kept["options"]["gpus_per_trial"]) == ("full", "0.125")
     assert plan.gpus == 0.125
     kept, _, _ = recorded(tmp_path, "--gpus-per-trial auto", address="auto", **gpu)
     assert kept["options"]["gpus_per_trial"] == "auto"

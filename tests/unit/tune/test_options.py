@@ -268,7 +268,7 @@ def test_any_name_of_a_folder_is_a_name(name: str) -> None:
         "--objectives fid,kid --sampler random --scheduler fifo --grace-period 2",
         "--width 8 --seed 4 --replicas 2 --set ema_decay=0.5 --set beta1=0 --epochs 5 "
         "--num-trials 7 --max-concurrent 1 --confirm 2 --confirm-seeds 3 --points-from earlier "
-        "--dataset mnist --preset report",
+        "--dataset mnist --preset full",
     ],
 )
 def test_a_resumed_search_has_the_same_options(text: str, tmp_path: Path) -> None:

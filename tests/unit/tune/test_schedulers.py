@@ -32,8 +32,8 @@ class Halfway(Scheduler):
     def rungs(self, epochs: int, grace_period: int) -> list[int]:
         return [epochs // 2]
 
-    def expected_epochs(self, num_trials: int, rungs: Any, epochs: int) -> float:
-        return 0.75 * epochs
+    def expected_epochs(self, plan: Plan) -> float:
+        return 0.75 * plan.epochs
 
     def text(self, plan: Plan) -> str:
         return "half of it"

@@ -15,8 +15,8 @@ from dcgan.loop import make_update, train_epoch
 from dcgan.state import new_state
 from tune.searches import (
     DEMO,
+    FULL,
     PRESETS,
-    REPORT,
     SEARCHES,
     Preset,
     Search,
@@ -49,18 +49,18 @@ def test_every_proposal_is_a_complete_config(name: str, preset: Any) -> None:
 
 
 def test_under_the_report_preset_the_base_is_the_original_studys_baseline() -> None:
-    assert make_search("baseline", REPORT, PRECISIONS, {}).base == TrainConfig()
+    assert make_search("baseline", FULL, PRECISIONS, {}).base == TrainConfig()
 
 
 def test_grids_are_the_original_studys_own() -> None:
-    points = make_search("hparams", REPORT, PRECISIONS, {}).as_grid().points()
+    points = make_search("hparams", FULL, PRECISIONS, {}).as_grid().points()
     expected = itertools.product((1e-4, 3e-4, 5e-4), (64, 128), ("adam", "rmsprop"))
     assert [tuple(point.values()) for point in points] == list(expected)
-    assert len(make_search("architecture", REPORT, PRECISIONS, {}).as_grid().points()) == 8
+    assert len(make_search("architecture", FULL, PRECISIONS, {}).as_grid().points()) == 8
     assert [
-        p["precision"] for p in make_search("precision", REPORT, PRECISIONS, {}).as_grid().points()
+        p["precision"] for p in make_search("precision", FULL, PRECISIONS, {}).as_grid().points()
     ] == list(PRECISIONS)
-    assert make_search("baseline", REPORT, PRECISIONS, {}).as_grid().points() == [{}]
+    assert make_search("baseline", FULL, PRECISIONS, {}).as_grid().points() == [{}]
 
 
 @pytest.mark.parametrize("name", SEARCHES)

@@ -242,7 +242,7 @@ def test_a_share_is_measured_on_the_machine_with_the_smallest_gpu(
 
 
 def test_the_largest_config_has_the_largest_value_of_every_size() -> None:
-    config = largest(search_of(search="joint", preset="report"))
+    config = largest(search_of(search="joint", preset="full"))
     sizes = {"generator_width": 128, "generator_depth": 3, "extra_convs": 2, "batch_size": 256}
     tied = {"discriminator_width": 128, "discriminator_depth": 3}
     assert config == TrainConfig(**sizes, **tied)
