@@ -27,7 +27,8 @@ from dcgan.config import read_lanes
 from dcgan.evaluate import evaluate, load_reference
 from dcgan.schema import BEST_FILE, CONFIRM_FOLDER, SEARCH_FILE, TEST_FILE
 
-pytestmark = [pytest.mark.slow, pytest.mark.timeout(1500)]  # the search is run by the first test that needs it
+# the first test that needs the search runs it
+pytestmark = [pytest.mark.slow, pytest.mark.timeout(1500)]
 CPU = torch.device("cpu")
 TRIALS, EPOCHS = 15, 9  # of the preset
 

@@ -23,7 +23,8 @@ from dcgan.files import read_rows
 from dcgan.schema import COLUMNS
 
 ROOT = Path(__file__).parents[2]
-pytestmark = [pytest.mark.slow, pytest.mark.timeout(1500)]  # the search is run by the first test that needs it
+# the first test that needs the search runs it
+pytestmark = [pytest.mark.slow, pytest.mark.timeout(1500)]
 
 
 @dataclass(frozen=True)
