@@ -312,8 +312,8 @@ def _parse(line: str, lanes: int) -> list[Row]:
 
 
 def _lanes_of_replicas(settings: dict[str, Any]) -> list[dict[str, Any]]:
-    """The settings of each lane, of an earlier version, whose trials trained `replicas` of one config:
-    seeds were consecutive, and the loss was always the same."""
+    """The settings of each lane, of an earlier version, whose trials trained `replicas` of one
+    config: seeds were consecutive, and the loss was always the same."""
     shared = {"loss": "non-saturating"} | settings
     replicas = shared.pop("replicas")
     return [shared | {"seed": settings["seed"] + number} for number in range(replicas)]

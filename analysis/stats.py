@@ -140,7 +140,7 @@ def compare_blocks(table: pd.DataFrame, *, most: bool = False) -> list[Compariso
     """Compares the columns of a whole table with the best one; its rows are the units.
 
     Rows share what makes them differ (a seed, the other settings), so differences are taken within
-    them: Tukey's intervals for all pairs at once in randomised blocks. Two columns have the paired t
+    them: Tukey's intervals for all pairs at once in randomised blocks; of two columns, the paired t
     interval.
 
     Args:

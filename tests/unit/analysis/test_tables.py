@@ -129,7 +129,7 @@ def test_other_columns_are_of_the_trials_best_epoch(tmp_path: Path) -> None:
 
 
 def grid(folder: Path, lanes: int, effect: float) -> pd.DataFrame:
-    """Two optimizers at three rates; rates matter more than optimizers, and seeds more than both."""
+    """Two optimizers at three rates; rates matter more than optimizers, seeds more than both."""
     rng = np.random.default_rng(0)
     seeds = rng.normal(0, 30, lanes)
     trials = []
