@@ -1,32 +1,37 @@
-"""The report: `python -m analysis.report RUN [RUN…]` writes one page that needs nothing else, and
-Markdown.
+"""The report: `python -m analysis.report RUN [RUN…]` writes the answer of searches as one page that
+opens without a network, as Markdown, and as JSON.
 
-A report is a list of sections of plain blocks (text, tables, charts, pictures); two functions write
-it out. What it says is computed from the runs' files, and it says what is missing: a search that
-still runs, trials that failed, files left out.
+`read` gathers the answer as plain values, and what is shown with it; report.jinja says it, in the
+forms that report.html.jinja and report.md.jinja give it. Scores of different protocols cannot be
+compared: runs are grouped by protocol and objective, and each group has a best trial of its own.
 """
 
 import argparse
+import base64
 import contextlib
-import dataclasses
+import datetime
+import functools
 import io
+import json
+import re
 import shlex
 import warnings
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
+import jinja2
 import pandas as pd
+import vl_convert
+from markupsafe import Markup, escape
 
-from analysis import claims, cli, confirm, figures, tables
-from analysis.load import is_trial, load_trials, local, over_lanes, read_search, run_names
-from analysis.page import Block, Code, Picture, Section, Table, to_html, to_markdown
+from analysis import charts, claims, cli, confirm, tables
+from analysis.load import is_trial, load_trials, local, read_search, run_names, settings_of
 from dcgan.schema import (
+    ANSWER_FILE,
     BEST_SAMPLES,
     COLUMNS,
     CONFIRM_FOLDER,
-    METRIC,
     REPORT_FILE,
     SAMPLES_FOLDER,
     SEARCH_FILE,
@@ -38,122 +43,234 @@ PARTS = {
     "architecture": "Architecture",
     "hparams": "Hyperparameters",
     "precision": "Precision",
-    "joint": "All together",
+    "joint": "All settings at once",
 }
 """Searches by name, in the order in which they are read, and their titles."""
-SHOWN_TRIALS = 3
-FRAME_MS, LAST_MS, SHADES = 700, 2500, 16
-BESIDE = ("sharpness", "path_length", "sample_coverage", "seconds_train", "images_per_second")
-"""Columns whose means stand beside the metric's, level by level."""
+PROTOCOL = ["dataset", "eval_split", "eval_samples", "extractor"]
+"""Columns that say what a score is a score of."""
+ABOUT = ("search", "num_trials", "sampler", "scheduler", "rungs", "device", "platform", "versions")
+"""What of `search.json` the answer repeats."""
+SCHEMA = 1  # of the answer
+FRAME_MS, LAST_MS, SHADES = 700, 2500, 16  # of an animation
+HERE = Path(__file__).parent
 
 
-@dataclass(frozen=True, kw_only=True, slots=True)
-class Run:
-    """A search as it is read."""
+class Table(NamedTuple):
+    """A table in short texts, and its data for a CSV file."""
 
-    path: str
     name: str
-    search: dict[str, Any]
+    rows: pd.DataFrame
+    data: pd.DataFrame
+
+
+class Picture(NamedTuple):
+    """An image file."""
+
+    name: str
+    caption: str
+    content: bytes
+
+
+class Run(NamedTuple):
+    """A search, or a single run: its answer as plain values, and what is shown of it."""
+
+    answer: dict[str, Any]
     frame: pd.DataFrame
-    """One row a trial and epoch, over its lanes."""
-    by_lane: pd.DataFrame
-    """One row a trial, lane and epoch."""
-    ranked: pd.DataFrame
-    """One row a trial, best first (see `analysis.tables.rank`)."""
-    charts: list[figures.Chart]
-    pictures: list[Picture]
-    confirmed: pd.DataFrame | None
-    """One row a candidate of the confirm stage, if there is one."""
-    sentences: list[str]
-    """What the confirm stage says."""
+    charts: dict[str, dict[str, Any]]
+    tables: dict[str, Table]
+    pictures: dict[str, Picture]
+    command: str
+    """What made it, if it is known."""
 
     @property
-    def kind(self) -> str:
-        return str(self.search.get("search", self.name))
+    def title(self) -> str:
+        kind, name = self.answer["search"], self.answer["name"]
+        return (
+            PARTS[kind] if kind == name and kind in PARTS else f"{PARTS.get(kind, 'Run')}: {name}"
+        )
 
     @property
-    def best(self) -> pd.Series | None:
-        known = self.ranked.dropna(subset=METRIC)
-        return None if known.empty else known.iloc[0]
+    def stem(self) -> str:
+        """What the names of its files begin with."""
+        return re.sub(r"[^\w.-]+", "-", self.answer["name"]).strip("-")
 
 
-def read(paths: Sequence[str]) -> tuple[list[Run], list[str]]:
-    """The runs, in the order of `PARTS`, and what was left out of them.
+class Report(NamedTuple):
+    """All that is said: the whole answer, the runs by name, the claims of each group."""
+
+    answer: dict[str, Any]
+    runs: dict[str, Run]
+    claims: list[Table]
+
+
+# What is said
+
+
+def read(paths: Sequence[str]) -> Report:
+    """Reads runs, in the order of `PARTS`.
 
     Raises:
         FileNotFoundError, ValueError: as `analysis.load.load_trials`.
     """
     with warnings.catch_warnings(record=True) as caught, contextlib.ExitStack() as copies:
         warnings.simplefilter("always")
-        folders = [copies.enter_context(local(path, whole=True)) for path in paths]
         runs = [
-            _read_run(path, name, folder)
-            for path, name, folder in zip(paths, run_names(paths), folders, strict=True)
+            read_run(path, name, copies.enter_context(local(path, whole=True)))
+            for path, name in zip(paths, run_names(paths), strict=True)
         ]
-    kinds = list(PARTS)
-    runs.sort(key=lambda run: kinds.index(run.kind) if run.kind in kinds else len(kinds))
-    return runs, list(dict.fromkeys(str(warning.message) for warning in caught))
-
-
-def _read_run(path: str, name: str, folder: Path) -> Run:
-    search, by_lane = read_search(folder), load_trials(folder)
-    frame = over_lanes(by_lane)
-    ranked = tables.rank(frame, search)
-    confirmed = None
-    if (folder / CONFIRM_FOLDER / SEARCH_FILE).is_file():
-        confirmed = confirm.summarize(confirm.load_confirm(folder))
-    return Run(
-        path=path,
-        name=name,
-        search=search,
-        frame=frame,
-        by_lane=by_lane,
-        ranked=ranked,
-        charts=[
-            dataclasses.replace(chart, name=f"{name}-{chart.name}")
-            for chart in figures.charts(frame, folder, search)
-        ],
-        pictures=_pictures(folder, name, ranked),
-        confirmed=confirmed,
-        sentences=[] if confirmed is None else confirm.verdict(confirmed),
+    order = list(PARTS)
+    runs.sort(
+        key=lambda run: (
+            order.index(run.answer["search"]) if run.answer["search"] in order else len(order)
+        )
+    )
+    groups: dict[str, list[Run]] = {}
+    for run in runs:
+        alike = [run.answer[name] for name in ("protocol", "metric", "mode")]
+        groups.setdefault(repr(alike), []).append(run)
+    found = [read_group(members) for members in groups.values()]
+    said = list(dict.fromkeys(str(warning.message) for warning in caught))
+    return Report(
+        answer={"schema": SCHEMA, "groups": [group for group, _ in found], "warnings": said},
+        runs={run.answer["name"]: run for run in runs},
+        claims=[claim_table(table, number) for number, (_, table) in enumerate(found, start=1)],
     )
 
 
-def _pictures(folder: Path, name: str, ranked: pd.DataFrame) -> list[Picture]:
-    """Real digits, those of the best trials, interpolations of the best, and what it drew over the
-    epochs; as there are."""
-    best = list(ranked.dropna(subset=METRIC)["trial"][:SHOWN_TRIALS])
-    alone = is_trial(folder)  # a single run is its own trial
-    trials = {trial: folder if alone else folder / trial for trial in best}
-    files = {"real": (folder / "real.png", "real digits of the validation split")}
-    for rank, (trial, path) in enumerate(trials.items(), start=1):
-        caption = f"{trial}, rank {rank}, its best epoch, from fixed noise"
-        files[f"{trial}-best"] = (path / SAMPLES_FOLDER / BEST_SAMPLES, caption)
-    for trial in best[:1]:
-        caption = f"{trial} along great circles between two noises, from left to right"
-        files["interpolation"] = (folder / "interpolation.png", caption)
-    pictures = [
-        Picture(name=f"{name}-{what}.png", caption=f"{name}: {caption}", content=path.read_bytes())
-        for what, (path, caption) in files.items()
+def read_group(runs: Sequence[Run]) -> tuple[dict[str, Any], pd.DataFrame]:
+    """The answer of runs of one protocol and objective, and the claims put to them."""
+    frame = pd.concat([run.frame.assign(run=run.answer["name"]) for run in runs], ignore_index=True)
+    shared = {name: runs[0].answer[name] for name in ("protocol", "metric", "mode")}
+    best = tables.best_of(tables.ranking(frame, [], shared["metric"], shared["mode"]))
+    first = [run.answer for run in runs if best is not None and run.answer["name"] == best["run"]]
+    verdicts = claims.verdicts(frame)
+    answer = shared | {
+        "best": first[0]["best"] if first else None,
+        "runs": [run.answer for run in runs],
+        "verdicts": verdicts["verdict"].value_counts().to_dict(),
+        "claims": cli.records(verdicts),
+    }
+    return answer, verdicts
+
+
+def read_run(path: str, name: str, folder: Path) -> Run:
+    """Reads a run from its folder; `path` and `name` are what it is called."""
+    search = read_search(folder)
+    metric, mode = tables.goals_of(search)[0]
+    frame = one_protocol(load_trials(folder), path)
+    ranked = tables.rank(frame, search)
+    axes = search.get("axes", {})
+    done = (frame["status"] == "finished") & frame[metric].notna()
+    known = [axis for axis in axes if done.any() and axis in frame and frame[axis].nunique() > 1]
+    levels = {axis: tables.compare(frame, axis, metric, mode) for axis in known}
+    ends = tables.boundary(frame, axes, metric, mode)
+    counts = ranked["status"].value_counts()
+    answer: dict[str, Any] = {"name": name, "path": path} | {key: search.get(key) for key in ABOUT}
+    answer |= {
+        "protocol": protocol_of(frame, search),
+        "conditions": tables.conditions(frame),
+        "metric": metric,
+        "mode": mode,
+        "axes": {axis: tables.axis_text(values) for axis, values in axes.items()},
+        "trials": {status: int(counts[status]) for status in STATUSES if status in counts},
+        "minutes": float(ranked["seconds"].sum()) / 60,
+        "best": best_answer(name, ranked, frame, metric),
+        "levels": {axis: cli.records(table) for axis, table in levels.items()},
+        "beyond": cli.records(ends[ends["flag"]]),
+        "confirmed": None,
+        "sentences": [],
+    }
+    shown = {"trials": Table("trials", tables.as_text(ranked), ranked)}
+    if levels:
+        shown["levels"] = level_table(levels, metric)
+    summary = None
+    if (folder / CONFIRM_FOLDER / SEARCH_FILE).is_file():
+        stage = confirm.load_confirm(folder)
+        summary = confirm.summarize(stage)
+        shown["confirm"] = Table("confirm", confirm.as_text(summary), summary)
+        answer |= {
+            "confirmed": cli.records(summary),
+            "sentences": confirm.sentences(stage, summary),
+        }
+    options = search.get("options", search.get("arguments"))
+    return Run(
+        answer=answer,
+        frame=frame,
+        charts=charts.specs(frame, search, summary),
+        tables=shown,
+        pictures=pictures_of(folder, answer["best"]),
+        command=command(options) if options else "",
+    )
+
+
+def protocol_of(frame: pd.DataFrame, search: Mapping[str, Any]) -> dict[str, Any]:
+    """What scores are scores of; what is planned where there is none yet."""
+    known = frame.reindex(columns=PROTOCOL).dropna(subset="eval_split")
+    if len(known):
+        return dict(cli.records(known.head(1))[0])
+    planned = search.get("base", {}) | search.get("protocol", {})
+    return {name: planned.get(name) for name in PROTOCOL}
+
+
+def one_protocol(frame: pd.DataFrame, path: str) -> pd.DataFrame:
+    """Leaves out, with a warning, trials of another protocol than most trials of a run have."""
+    known = frame.reindex(columns=["trial", *PROTOCOL]).groupby("trial").first().dropna()
+    kinds = known.apply(tuple, axis=1) if len(known) else pd.Series()
+    other = list(kinds.index[kinds != kinds.mode().iloc[0]]) if len(kinds) else []
+    if other:
+        message = f"{path}: trials of another protocol are left out: {', '.join(other)}"
+        warnings.warn(message, stacklevel=2)
+    return frame[~frame["trial"].isin(other)]
+
+
+def best_answer(
+    run: str, ranked: pd.DataFrame, frame: pd.DataFrame, metric: str
+) -> dict[str, Any] | None:
+    """The best trial of a run, with all its settings."""
+    best = tables.best_of(ranked)
+    if best is None:
+        return None
+    rows = frame[frame["trial"] == best["trial"]]
+    settings = [name for name in settings_of(rows) if name not in ("seed", "lanes")]
+    return {
+        "run": run,
+        "trial": best["trial"],
+        "value": float(best[metric]),
+        "epoch": int(best["best_epoch"]),
+        "seeds": [int(seed) for seed in rows["seed"].dropna().unique()],
+        "settings": cli.records(rows[settings].head(1))[0],
+    }
+
+
+def pictures_of(folder: Path, best: Mapping[str, Any] | None) -> dict[str, Picture]:
+    """Real images, those of the best trial, between two noises, and over the epochs; as there
+    are."""
+    if best is None:
+        return {}
+    trial = best["trial"]
+    samples = (folder if is_trial(folder) else folder / trial) / SAMPLES_FOLDER
+    files = {
+        "real": (folder / "real.png", "real images of the validation split"),
+        "best": (samples / BEST_SAMPLES, f"{trial} at its best epoch"),
+        "between": (
+            folder / "interpolation.png",
+            f"{trial} along great circles between two noises",
+        ),
+    }
+    pictures = {
+        name: Picture(f"{name}.png", caption, path.read_bytes())
+        for name, (path, caption) in files.items()
         if path.is_file()
-    ]
-    for trial in best[:1]:
-        if len(frames := sorted((trials[trial] / SAMPLES_FOLDER).glob("epoch_*.png"))) > 1:
-            epochs = ", ".join(str(int(frame.stem.removeprefix("epoch_"))) for frame in frames)
-            caption = f"{name}: {trial} over training, the same noise: epochs {epochs}"
-            try:
-                pictures.append(
-                    Picture(
-                        name=f"{name}-{trial}-epochs.gif",
-                        caption=caption,
-                        content=animation(frames),
-                    )
-                )
-            except OSError as error:
-                warnings.warn(
-                    f"an image of {trials[trial] / SAMPLES_FOLDER} is damaged, so no animation: {error}",
-                    stacklevel=2,
-                )
+    }
+    frames = sorted(samples.glob("epoch_*.png"))
+    epochs = ", ".join(str(int(frame.stem.removeprefix("epoch_"))) for frame in frames)
+    try:
+        if len(frames) > 1:
+            caption = f"{trial}, the same noise after epochs {epochs}"
+            pictures["epochs"] = Picture("epochs.gif", caption, animation(frames))
+    except OSError as error:
+        message = f"an image of {samples} is damaged, so no animation is shown: {error}"
+        warnings.warn(message, stacklevel=2)
     return pictures
 
 
@@ -167,268 +284,184 @@ def animation(frames: Sequence[Path]) -> bytes:
 
     images = [Image.open(frame).convert("RGB").quantize(SHADES) for frame in frames]
     durations = [FRAME_MS] * (len(images) - 1) + [LAST_MS]
+    more: dict[str, Any] = {"save_all": True, "append_images": images[1:], "loop": 0}
     buffer = io.BytesIO()
-    images[0].save(
-        buffer, "GIF", save_all=True, append_images=images[1:], duration=durations, loop=0
-    )
+    images[0].save(buffer, "GIF", duration=durations, **more)
     return buffer.getvalue()
 
 
-def compose(runs: Sequence[Run], left_out: Sequence[str]) -> list[Section]:
-    """The whole report."""
-    verdicts = claims.judge(
-        pd.concat([run.by_lane.assign(run=run.name) for run in runs], ignore_index=True)
-    )
-    return [
-        _summary(runs, verdicts),
-        *(_search_section(run) for run in runs),
-        _claims(verdicts),
-        *(
-            [Section(title="Pictures", blocks=shown)]
-            if (shown := [p for run in runs for p in run.pictures])
-            else []
-        ),
-        _method(runs, left_out),
-        _reproduce(runs),
-    ]
+def level_table(levels: Mapping[str, pd.DataFrame], metric: str) -> Table:
+    """The levels of all settings of a run, one below the other."""
+    texts, data = [], []
+    for setting, table in levels.items():
+        text = pd.DataFrame({"setting": setting, "level": charts.level_names(table[setting])})
+        text["finished"] = table["finished"].map(str) + " of " + table["trials"].map(str)
+        text["n"] = table["n"].map(str) + f" ({table.attrs['units']})"
+        for name, sign in (("mean", ""), ("difference", "+")):
+            ends = zip(table[name], table[f"{name}_low"], table[f"{name}_high"], strict=True)
+            text[f"{metric}, {name}"] = [cli.spread(*end, sign=sign) for end in ends]
+        text.loc[table["difference"] == 0, f"{metric}, difference"] = "best"
+        for name in (name for name in tables.BESIDE if name in table):
+            text[name] = [tables.cell(name, value) for value in table[name]]
+        texts.append(text)
+        data.append(table.rename(columns={setting: "level"}).assign(setting=setting))
+    return Table("levels", pd.concat(texts), pd.concat(data))
 
 
-def _summary(runs: Sequence[Run], verdicts: pd.DataFrame) -> Section:
-    ranked = pd.concat([run.ranked.assign(run=run.name) for run in runs], ignore_index=True)
-    blocks: list[Block] = [
-        f"Searches: {', '.join(run.name for run in runs)}. Trials: {len(ranked)} ({_counts(ranked['status'])}), "
-        f"{ranked['seconds'].sum() / 60:,.0f} minutes of training and evaluation in all."
-    ]
-    rows = [_best_row(run) for run in runs if run.best is not None]
-    if not rows:
-        return Section(title="Summary", blocks=[*blocks, "No trial has finished an epoch yet."])
-    order = sorted((run for run in runs if run.best is not None), key=lambda run: run.best[METRIC])  # type: ignore[index]
-    first = order[0]
-    assert first.best is not None
-    picked = "It was picked for this very value, which flatters it, and was not trained anew on fresh seeds."
-    what = f"The best is {first.best['trial']} of {first.name}, {METRIC} {first.best[METRIC]:.2f}: {_settings(first, first.best)}."
-    blocks.append(f"{what} {' '.join(first.sentences) or picked}")
-    counted = verdicts["verdict"].value_counts()
-    counts = ", ".join(
-        f"{counted.get(verdict, 0)} {verdict}"
-        for verdict in ("supported", "contradicted", "undecided")
-    )
-    blocks.append(
-        f"Of the original study's {len(verdicts)} claims that can be measured: {counts} (see Claims)."
-    )
-    caption = f"The best trial of each search. {METRIC}: {COLUMNS[METRIC]}."
-    blocks.append(Table(name="best", caption=caption, rows=pd.DataFrame(rows)))
-    blocks += [p for p in first.pictures if p.name.endswith(f"{first.best['trial']}-best.png")]
-    return Section(title="Summary", blocks=blocks)
-
-
-def _best_row(run: Run) -> dict[str, Any]:
-    best = run.best
-    assert best is not None
-    row = {
-        "search": run.name,
-        "trials": str(len(run.ranked)),
-        "best": best["trial"],
-        METRIC: f"{best[METRIC]:.2f}",
+def claim_table(verdicts: pd.DataFrame, number: int) -> Table:
+    """The original study's claims, as a group's runs decide them."""
+    ends = zip(verdicts["effect"], verdicts["low"], verdicts["high"], strict=True)
+    effects = pd.Series([cli.spread(*end, sign="+") for end in ends])
+    columns = {
+        "part": verdicts["part"],
+        "claim": verdicts["claim"],
+        "verdict": verdicts["verdict"],
+        "effect": (effects + " " + verdicts["unit"]).where(effects != "", ""),
+        "expected": verdicts["expected"],
+        "n": (verdicts["n"].map(str) + " " + verdicts["of"]).where(verdicts["n"] > 0, ""),
+        "measured by": verdicts["measured"],
+        "remark": verdicts["remark"],
     }
-    row |= {"settings": _settings(run, best), "best epoch": f"{best['best_epoch']}"}
-    confirmed = (
-        run.confirmed[run.confirmed["trial"] == best["trial"]]
-        if run.confirmed is not None
-        else pd.DataFrame()
-    )
-    for name in ("validation", "test"):
-        values = [
-            cli.spread(c[name], c[f"{name}_low"], c[f"{name}_high"])
-            for _, c in confirmed.iterrows()
-        ]
-        row[f"confirmed, {name}"] = next(iter(values), "")
-    return row
+    return Table(f"claims-{number}", pd.DataFrame(columns), verdicts)
 
 
-def _search_section(run: Run) -> Section:
-    """What one search found."""
-    axes = run.search.get("axes") or {}
-    planned = run.search.get("num_trials", len(run.ranked))
-    texts = [f"{name} ({tables.axis_text(axis)})" for name, axis in axes.items()]
-    varies = "; ".join(texts) or "nothing"
-    blocks: list[Block] = [
-        f"Varies {varies}. Sampler: {run.search.get('sampler', 'none')}; scheduler: {run.search.get('scheduler', 'none')}. "
-        f"{len(run.ranked)} of {planned} trials: {_counts(run.ranked['status'])}."
-    ]
-    if len(run.ranked) < planned or (run.ranked["status"] == "unfinished").any():
-        blocks.append(
-            "This search is still running, or was interrupted: what follows is of the trials so far."
-        )
-    if run.confirmed is not None:
-        blocks += run.sentences
-    known = run.frame[METRIC].notna().any()
-    for axis in axes if known else ():
-        caption = f"By {axis}: mean of the best {METRIC} over finished trials and seeds, with its 95 % bootstrap interval; the "
-        caption += "difference from the best level; Cliff's delta against the other levels; and means of other columns."
-        blocks.append(Table(name=f"{run.name}-{axis}", caption=caption, rows=_levels(run, axis)))
-    if known:
-        ends = tables.boundary(run.frame, axes)
-        for _, row in ends[ends["flag"].fillna(False)].iterrows():
-            blocks.append(
-                f"The best trials lie at the {row['end']} end of {row['axis']} ({row['low']:g} to {row['high']:g}; "
-                f"{row['share']:.0%} of the best {row['n']}): better ones may lie beyond."
-            )
-    blocks += run.charts
-    caption = "All trials, best first. " + (tables.conditions(run.frame))
-    blocks.append(Table(name=run.name, caption=caption, rows=tables.as_text(run.ranked)))
-    title = PARTS.get(run.kind, run.kind.capitalize())
-    return Section(title=title if run.name == run.kind else f"{title}: {run.name}", blocks=blocks)
-
-
-def _levels(run: Run, axis: str) -> pd.DataFrame:
-    """The comparison of an axis's levels, as texts."""
-    table = tables.compare(run.by_lane, axis)
-    counts = table[[axis, "trials", "finished", "stopped", "failed", "n"]].astype(str)
-    text = counts.fillna("unknown")  # settings that could not be read
-    for name, sign in (("mean", ""), ("difference", "+")):
-        ends = table[[name, f"{name}_low", f"{name}_high"]].itertuples(index=False)
-        text[f"{METRIC}, {name}"] = [
-            cli.spread(value, low, high, sign) for value, low, high in ends
-        ]
-    text.loc[table["difference"] == 0, f"{METRIC}, difference"] = "best"
-    text["Cliff's delta"] = table["cliffs_delta"].map("{:+.2f}".format).replace("+nan", "")
-    for name in BESIDE:
-        text[name] = [
-            f"{value:.3g}" if pd.notna(value) else ""
-            for value in tables.compare(run.by_lane, axis, name)["mean"]
-        ]
-    return text
-
-
-def _claims(verdicts: pd.DataFrame) -> Section:
-    rows = verdicts[["effect", "low", "high", "unit"]].itertuples(index=False)
-    effects = [
-        f"{cli.spread(effect, low, high, '+')} {unit}" if pd.notna(effect) else ""
-        for effect, low, high, unit in rows
-    ]
-    text = verdicts[["part", "claim", "verdict"]].assign(
-        effect=effects, expected=verdicts["expected"]
-    )
-    text["n"] = [
-        f"{n} {of}" if n else "" for n, of in zip(verdicts["n"], verdicts["of"], strict=True)
-    ]
-    text = text.assign(measured=verdicts["measured"], remark=verdicts["remark"])
-    how = (
-        "Each sentence of the original study that can be measured, what measures it in these runs, and what they say. Settings "
-        "are compared with others that differ in nothing else, seed by seed; intervals are of 95 % (Student's t). A claim is "
-        "supported if the interval lies wholly within what it means, contradicted if wholly outside, else undecided."
-    )
-    table = Table(name="claims", caption="Claims of the original study.", rows=text.fillna(""))
-    return Section(title="Claims", blocks=[how, table])
-
-
-def _method(runs: Sequence[Run], left_out: Sequence[str]) -> Section:
-    rows = []
-    for run in runs:
-        versions = ", ".join(
-            f"{name} {version}" for name, version in run.search.get("versions", {}).items()
-        )
-        settings = run.frame.iloc[0]
-        row = {"search": run.name} | {
-            name: str(settings.get(name, "")) for name in ("dataset", "epochs", "lanes", "seed")
-        }
-        row |= {name: str(run.search.get(name, "")) for name in ("device", "platform")}
-        rows.append(row | {"versions": versions, "seconds": f"{run.ranked['seconds'].sum():,.0f}"})
-    protocols = dict.fromkeys(tables.conditions(run.frame) for run in runs)
-    glossary = pd.DataFrame(COLUMNS.items(), columns=["column", "meaning"])
-    blocks: list[Block] = [
-        "A trial is judged by its best epoch on the validation split, which flatters all alike; the confirm stage trains anew "
-        "on fresh seeds and judges on test. seed is the first of a trial's seeds, lanes their number.",
-        *protocols,
-        Table(
-            name="conditions",
-            caption="Hardware, versions, seeds and budget.",
-            rows=pd.DataFrame(rows),
-        ),
-        Table(name="columns", caption="What the columns mean.", rows=glossary),
-    ]
-    return Section(
-        title="Method", blocks=[*blocks, *(f"Left out: {warning}" for warning in left_out)]
-    )
-
-
-def _reproduce(runs: Sequence[Run]) -> Section:
-    asked = [run.search.get("options", run.search.get("arguments")) for run in runs]
-    commands = [command(options) for options in asked if options]  # a single run has none
-    again = f"python -m analysis.report {' '.join(run.path for run in runs)}"
-    source = (
-        "from pathlib import Path\nfrom analysis import draw, figures\nfrom analysis.load import load_trials, read_search\n\n"
-        f'run = Path("{runs[0].path}")\nfor chart in figures.charts(load_trials(run), run, read_search(run)):\n'
-        '    draw.to_png(chart, Path(f"{chart.name}.png"))'
-    )
-    blocks: list[Block] = ["The searches:", Code(text="\n".join(commands))] if commands else []
-    blocks += ["This report:", Code(text=again), "Its figures, each by itself:", Code(text=source)]
-    return Section(title="Reproduce", blocks=blocks)
-
-
-def command(options: dict[str, Any]) -> str:
+def command(options: Mapping[str, Any]) -> str:
     """The command line of a search, from what `search.json` keeps of it; where data lay is left to
     the reader."""
-    given = {
-        name: value
-        for name, value in options.items()
-        if value is not None and value is not False and value != [] and name != "data_dir"
-    }
     words = ["python", "-m", "tune.run"]
-    for name, value in given.items():
+    for name, value in options.items():
+        if name == "data_dir" or value is None or value is False or value == []:
+            continue
         for one in value if isinstance(value, list) else [value]:
             words += [f"--{name.replace('_', '-')}", str(one)]
     return shlex.join(words)
 
 
-def _settings(run: Run, trial: pd.Series) -> str:
-    """A trial's own settings, as a person says them."""
-    known = {name: trial[name] for name in run.search.get("axes", {}) if name in trial}
-    texts = [
-        f"{name} {v:.3g}" if isinstance(v, float) else f"{name} {v}" for name, v in known.items()
-    ]
-    return ", ".join(texts) or ("the baseline" if run.kind == "baseline" else "the only setting")
+# How it is written
 
 
-def _counts(statuses: pd.Series) -> str:
-    counted = statuses.value_counts()
-    return ", ".join(f"{counted[status]} {status}" for status in STATUSES if status in counted)
+def fill(report: Report, form: str, filters: Mapping[str, Callable[..., Any]], **more: Any) -> str:
+    """Fills report.jinja, whose parts the macros of a form draw."""
+    environment = jinja2.Environment(
+        loader=jinja2.FileSystemLoader(HERE),
+        autoescape=True,
+        finalize=escape_markdown if form == "report.md.jinja" else None,
+        undefined=jinja2.StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+    )
+    environment.filters |= {
+        "anchor": lambda title: re.sub(r"\W+", "-", title).strip("-").lower(),
+        "cell": lambda value, name: tables.cell(name, value),
+        "pick": lambda pictures, names: [pictures[name] for name in names if name in pictures],
+        **filters,
+    }
+    paths = [run.answer["path"] for run in report.runs.values()]
+    commands = [run.command for run in report.runs.values() if run.command]
+    commands.append(shlex.join(["python", "-m", "analysis.report", *paths]))
+    template = environment.get_template("report.jinja")
+    made = f"{datetime.datetime.now():%Y-%m-%d %H:%M}"
+    context = {"form": form, "made": made, "commands": commands, "columns": COLUMNS}
+    return template.render(**context, report=report, groups=report.answer["groups"], **more)
+
+
+def to_html(report: Report) -> str:
+    """One page, which opens without a network: style, code, charts and pictures are all in it."""
+
+    def uri(picture: Picture) -> str:
+        kind = Path(picture.name).suffix.removeprefix(".")
+        return f"data:image/{kind};base64,{base64.b64encode(picture.content).decode()}"
+
+    filters = {"uri": uri, "wrap": lambda name: escape(name).replace("_", Markup("_<wbr>"))}
+    return fill(report, "report.html.jinja", filters, script=Markup(vega()), brief=False)
+
+
+@functools.cache
+def vega() -> str:
+    """Vega, Vega-Lite and Vega-Embed as one script, which takes seconds to make."""
+    return str(vl_convert.javascript_bundle())  # type: ignore[call-arg]
+
+
+def to_markdown(report: Report, *, brief: bool = False) -> tuple[str, dict[str, bytes]]:
+    """Markdown, and the files of its figures and tables by path; if `brief`, of the answer
+    alone."""
+    files: dict[str, bytes] = {}
+
+    def keep(path: str, content: bytes) -> str:
+        files[path] = content
+        return path
+
+    filters: dict[str, Callable[..., Any]] = {
+        "csv": lambda table, stem: keep(
+            f"tables/{stem}{table.name}.csv", table.data.to_csv(index=False).encode()
+        ),
+        "png": lambda spec, name: keep(f"figures/{name}.png", charts.png_of(spec)),
+        "file": lambda picture, stem: keep(f"figures/{stem}-{picture.name}", picture.content),
+        "lines": lambda text: [Markup(line) for line in text.splitlines()],
+        "squash": lambda text: Markup(" ".join(text.split())),
+    }
+    text = fill(report, "report.md.jinja", filters, script="", brief=brief)
+    return re.sub(r"\n\s*\n", "\n\n", text).strip() + "\n", files
+
+
+def escape_markdown(value: Any) -> Any:
+    """A value that cannot be taken for Markdown's links, tables, or HTML."""
+    if isinstance(value, Markup):
+        return value
+    text = " ".join(str(value).splitlines()).replace("&", "&amp;").replace("<", "&lt;")
+    return Markup(text.replace("|", "\\|").replace("](", "]\\("))
 
 
 def write(paths: Sequence[str], out: Path, *, page_only: bool = False) -> Path:
-    """Writes `report.html` to a folder and, unless `page_only`, the same as `report.md`, `figures/`
-    and `tables/`, which takes longer; returns the page's path.
+    """Writes the report of runs to a folder (see `write_files`); returns the page's path.
 
     Raises:
         FileNotFoundError, ValueError: as `analysis.load.load_trials`.
     """
-    sections = compose(*read(paths))
-    title = f"DCGAN study: {', '.join(run_names(paths))}"
-    out.mkdir(parents=True, exist_ok=True)
+    return write_files(read(paths), out, page_only=page_only)
+
+
+def write_files(report: Report, out: Path, *, page_only: bool = False) -> Path:
+    """Writes `report.html` and `answer.json` and, unless `page_only`, `report.md` with `figures/`
+    and `tables/`, which takes longer."""
+    files = {ANSWER_FILE: (json.dumps(report.answer, indent=1) + "\n").encode()}
     if not page_only:
-        text = to_markdown(sections, title, out)
-        (out / "report.md").write_text(text, encoding="utf-8")
-    page = out / REPORT_FILE
-    page.write_text(to_html(sections, title), encoding="utf-8")
-    return page
+        text, shown = to_markdown(report)
+        files |= {"report.md": text.encode(), **shown}
+    files[REPORT_FILE] = to_html(report).encode()
+    for path, content in files.items():
+        (out / path).parent.mkdir(parents=True, exist_ok=True)
+        (out / path).write_bytes(content)
+    return out / REPORT_FILE
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(
         prog="python -m analysis.report",
-        description="Write what searches found as one page that opens without a network (report.html), and as Markdown "
-        "(report.md, with figures/ and tables/). Searches may still be running.",
+        description="Write what searches found as a page that opens without a network "
+        "(report.html), as Markdown (report.md, with figures/ and tables/), and for programs "
+        "(answer.json). Searches may still be running.",
     )
-    parser.add_argument("run", nargs="+", help="the folder of a search, or its URI (s3://…)")
+    parser.add_argument("run", nargs="+", help=f"{cli.RUN_HELP}; or several")
     what = "folder to write (default: the search's own; of several searches, report)"
     parser.add_argument("--out", type=Path, metavar="DIR", help=what)
-    cli.run(parser, lambda args: str(write(args.run, args.out or default_out(args.run))))
+    cli.run(parser, show)
 
 
-def default_out(runs: Sequence[str]) -> Path:
-    """A single search's own folder, else `report`."""
-    return Path(runs[0]) if len(runs) == 1 and "://" not in runs[0] else Path("report")
+def show(args: argparse.Namespace) -> tuple[str, Any]:
+    """The text of the command's answer, and its data."""
+    report = read(args.run)
+    text, _ = to_markdown(report, brief=True)
+    alone = len(args.run) == 1 and "://" not in args.run[0]
+    out = args.out or Path(args.run[0] if alone else "report")
+    try:
+        page = write_files(report, out)
+    except OSError as error:
+        print(json.dumps(report.answer, indent=2) if args.json else text)
+        raise OSError(
+            f"no report is written to {out} ({error.strerror}); name another folder by --out"
+        ) from error
+    return f"{text}\n{page}", report.answer
 
 
 if __name__ == "__main__":

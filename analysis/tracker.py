@@ -9,6 +9,7 @@ the metric.
 """
 
 import hashlib
+import io
 import json
 import os
 import secrets
@@ -18,11 +19,14 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import pandas as pd
+from PIL import Image
 
-from analysis.importance import importance, read_study
+from analysis import charts
+from analysis.importance import importance
 from analysis.load import STD, load_trials, over_lanes, settings_of, study_statuses
 from dcgan.files import write_json
 from dcgan.schema import (
+    ANSWER_FILE,
     BEST_FILE,
     BEST_SAMPLES,
     CHECKPOINT_FILE,
@@ -51,7 +55,7 @@ LOCKED_SECONDS = 20.0  # that the driver may hold the study's file
 INIT_SECONDS = 20.0  # after which an unreachable server is given up
 ANSWERS = (TABLE_FILE, "table.md", BEST_FILE, "best.png", "confirm.csv", "confirm.md")
 """What a search found."""
-REPORTS = (REPORT_FILE, "report.md")
+REPORTS = (REPORT_FILE, ANSWER_FILE, "report.md")
 """The same, but for the time at which they were made."""
 BEST = 5  # trials whose samples are shown side by side
 CHARTS = {
@@ -224,7 +228,7 @@ class Tracker:
         content = b"".join(path.read_bytes() for path in self.files(ANSWERS))
         answer = hashlib.sha256(content).hexdigest()
         table = pd.read_csv(self.folder / TABLE_FILE)
-        ranked = table.dropna(subset=METRIC).to_dict("records")
+        ranked = table.dropna(subset="rank").to_dict("records")
         if not ranked or answer in self.record["answers"]:
             return
         best = self.folder / ranked[0]["trial"]
@@ -247,7 +251,6 @@ class Tracker:
 
     def charts(self, table: pd.DataFrame, ranked: Sequence[Mapping[Any, Any]]) -> dict[str, Any]:
         """What the search's own run shows."""
-        import optuna
         import wandb
 
         cells = table.astype(object).where(table.notna(), None)
@@ -258,19 +261,17 @@ class Tracker:
         images = {folder.name: folder / SAMPLES_FOLDER / BEST_SAMPLES for folder in folders}
         best = [picture(path, name) for name, path in images.items() if path.is_file()]
         shown: dict[str, Any] = {"trials": trials, "best trials": best}
-        importances = importance(self.folder)[["setting", "ped_anova"]].dropna()
+        importances = importance(self.folder)[["setting", "importance"]].dropna()
         if len(importances):
             rows: list[Any] = importances.to_numpy().tolist()
             bars = wandb.Table(columns=["setting", "importance"], data=rows)
             title = "Importance of settings (PED-ANOVA)"
             shown["importance"] = wandb.plot.bar(bars, "setting", "importance", title=title)
-        if len(self.search["axes"]) > 1:
-            figure = optuna.visualization.plot_parallel_coordinate(
-                read_study(self.folder / STUDY_FILE),
-                target=lambda trial: trial.values[0],
-                target_name=METRIC,
+        drawn = charts.specs(load_trials(self.folder), self.search)
+        if "settings" in drawn:
+            shown["settings"] = wandb.Image(
+                Image.open(io.BytesIO(charts.png_of(drawn["settings"])))
             )
-            shown["settings"] = wandb.Plotly(figure)
         return shown
 
     def files(self, names: Sequence[str]) -> list[Path]:

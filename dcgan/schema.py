@@ -93,6 +93,7 @@ STUDY_FILE: Final = "study.db"  # Optuna's study: what was proposed, scored and 
 TABLE_FILE: Final = "table.csv"
 BEST_FILE: Final = "best.json"  # settings of the best trial
 REPORT_FILE: Final = "report.html"
+ANSWER_FILE: Final = "answer.json"  # all that the report says, for programs
 DRIVER_FILE: Final = "driver.txt"  # in a storage: names the process that decides
 LOCK_FILE: Final = ".lock"
 CONFIRM_FOLDER: Final = "confirm"  # the confirm stage, laid out like a search

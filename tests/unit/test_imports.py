@@ -9,8 +9,8 @@ import pytest
 
 ROOT = Path(__file__).parents[2]
 FORBIDDEN = {
-    "dcgan": {"ray", "optuna", "wandb", "pandas", "matplotlib", "tqdm", "tune", "analysis"},
-    "tune": {"pandas", "matplotlib"},
+    "dcgan": {"ray", "optuna", "wandb", "pandas", "altair", "tqdm", "tune", "analysis"},
+    "tune": {"pandas", "altair"},
     "analysis": {"ray", "torch", "torchvision", "tune"},
 }
 COMMAND_LINES = {"tune.run", "tune.track"}

@@ -13,6 +13,8 @@ import pytest
 from optuna.trial import TrialState, create_trial
 
 from analysis import tracker
+from analysis.load import load_trials
+from analysis.tables import rank
 from analysis.tracker import Tracker
 from dcgan.schema import COLUMNS
 from dcgan.store import Store
@@ -244,3 +246,13 @@ def test_a_study_that_cannot_be_read_is_an_error(search: Path, runs: Runs) -> No
     (search / "study.db").write_text("no database")
     with pytest.raises(sqlite3.DatabaseError, match="file is not a database"):
         Tracker(Store(search), "offline").update(last=False)
+
+
+def test_the_searchs_own_run_shows_its_settings_as_a_picture(search: Path) -> None:
+    about = {"search": "hparams", "axes": {"generator_lr": "0.0001 to 0.0004"}}
+    (search / "search.json").write_text(json.dumps(about))
+    table = rank(load_trials(search), about)
+    shown = Tracker(Store(search), "offline").charts(table, table[:1].to_dict("records"))
+    assert list(shown) == ["trials", "best trials", "settings"]  # too few for importances
+    assert shown["settings"].image.size > (300, 300)
+    assert shown["trials"].columns == list(table)
