@@ -48,40 +48,15 @@ MOST_PANELS = 6  # side by side
 LOW_HIGH = ("low", "high")
 POINTED = "datum.trial === pointed"
 SECONDS: Goal = ("seconds", "min")
-COSTS = {
-    "seconds": "training and evaluation of a trial, all its seeds (s)",
-    "seconds_train": "training in the best epoch (s)",
-    "seconds_eval": "evaluation in the best epoch (s)",
-    "peak_memory_bytes": "peak memory (bytes)",
-}
-"""Titles of axes, with units."""
-AXIS = {
-    "labelColor": INK,
-    "titleColor": INK,
-    "labelFontSize": 12,
-    "titleFontSize": 12,
-    "titleFontWeight": "normal",
-    "gridColor": GRID,
-    "domainColor": QUIET,
-    "tickColor": QUIET,
-}
+AXIS = {"labelFontSize": 12, "titleFontSize": 12, "titleFontWeight": "normal", "gridColor": GRID}
+LEGEND = {"orient": "top", "title": None, "labelFontSize": 12, "symbolOpacity": 1}
 CONFIG: dict[str, Any] = {
     "font": "system-ui, -apple-system, 'Segoe UI', Roboto, 'DejaVu Sans', sans-serif",
-    "background": "white",
     "axis": AXIS,
-    "view": {"stroke": None},
-    "legend": {
-        "orient": "top",
-        "title": None,
-        "labelFontSize": 12,
-        "labelColor": INK,
-        "symbolOpacity": 1,
-        "symbolStrokeWidth": 2,
-    },
+    "legend": LEGEND | {"symbolStrokeWidth": 2},
     "text": {"fontSize": 12, "color": QUIET},
+    "view": {"stroke": None},
 }
-
-
 Chart = alt.TopLevelMixin  # of several layers or plots
 
 
@@ -176,9 +151,9 @@ def draw_curves(rows: pd.DataFrame, rungs: pd.DataFrame, goal: Goal) -> Chart:
     faint = 0.7 if rows["trial"].nunique() < 60 else 0.35
     # one path with a gap between trials: hundreds of paths would take a second to draw
     gaps = rows.drop_duplicates("trial")[["trial", "role"]]
-    rows = pd.concat([rows.drop(columns="floor"), gaps])
-    order = [alt.Order("trial:N"), alt.Order("epoch:Q")]
-    chart = alt.Chart(data(rows)).encode(x, y, role_color(rows), order=order)
+    rows = pd.concat([rows.drop(columns="floor"), gaps]).sort_values("trial", kind="stable")
+    rows["place"] = range(len(rows))
+    chart = alt.Chart(data(rows)).encode(x, y, role_color(rows), alt.Order("place:Q"))
     line = chart.encode(alt.Detail("trial:N"))
     steps = chart.transform_window(
         from_epoch="lag(epoch)", from_value="lag(value)", groupby=["trial"]
@@ -348,7 +323,8 @@ def cost_rows(
 def draw_cost(rows: pd.DataFrame, goal: Goal, cost: Goal) -> Chart:
     """Quality against cost, with the front."""
     y = axis(alt.Y, "value", title(goal), rows["value"])
-    x = axis(alt.X, "cost", COSTS.get(cost[0], title(cost)), rows["cost"])
+    took = "training and evaluation of a trial, all its seeds (s)"
+    x = axis(alt.X, "cost", took if cost == SECONDS else title(cost), rows["cost"])
     front = alt.Chart(data(rows[rows["front"]])).encode(x, y)
     steps: Any = "step-after" if cost[1] == "min" else "step-before"
     line = front.mark_line(interpolate=steps, color=QUIET, strokeDash=[4, 3])
@@ -399,12 +375,12 @@ def draw_losses(rows: pd.DataFrame) -> Chart:
 
 def confirm_rows(summary: pd.DataFrame) -> pd.DataFrame:
     """A row a candidate and measure, of the table of `confirm.summarize`: `trial`, `candidate` (as
-    text), `measure` (the search's `estimate`, means on `validation` and on `test`, `difference`
-    from the baseline on test), `value`, `low`, `high`, `n`."""
+    text), `measure` (the search's `estimate`, means on `validation` and on `test`), `value`, `low`,
+    `high`, `n`."""
     baseline = summary["baseline"] & (summary["trial"] != "baseline")
     names = summary["trial"] + baseline.map({True: " (baseline)", False: ""})
     tables = []
-    for measure in (*MEASURES, "difference"):
+    for measure in MEASURES:
         columns = {f"{measure}{end}": end[1:] or "value" for end in ("", "_low", "_high", "_n")}
         values = summary.reindex(columns=list(columns)).rename(columns=columns)
         values.insert(0, "trial", summary["trial"])
@@ -413,39 +389,22 @@ def confirm_rows(summary: pd.DataFrame) -> pd.DataFrame:
 
 
 def draw_confirm(rows: pd.DataFrame) -> Chart:
-    """Estimates and confirmed means; beside them the differences from the baseline."""
-    candidates = alt.Scale(domain=list(rows["candidate"].unique()))
+    """Estimates and confirmed means, with intervals."""
     measures, looks = list(MEASURES), list(MEASURES.values())
     colors = alt.Scale(domain=measures, range=[color for color, _ in looks])
     shapes = alt.Scale(domain=measures, range=[shape for _, shape in looks])
-    size = {"width": HALF, "height": 60 * rows["candidate"].nunique()}
-    means = alt.Chart(data(rows[rows["measure"] != "difference"])).encode(
-        alt.Y("candidate:N", title="candidate", scale=candidates),
+    chart = alt.Chart(data(rows)).encode(
+        alt.Y("candidate:N", title="candidate", sort=None),
         alt.YOffset("measure:N", sort=measures),
         alt.Color("measure:N", scale=colors),
+        tips("candidate", "measure", value="value", low="low", high="high", n="n"),
     )
-    line, point = draw_intervals(means, f"{METRIC} (lower is better)", zero=False)
-    plots = [alt.layer(line, point.encode(alt.Shape("measure:N", scale=shapes)), **size)]
-    differences = rows[rows["measure"] == "difference"]
-    if len(differences):
-        chart = alt.Chart(data(differences)).encode(
-            alt.Y("candidate:N", title="", scale=candidates, axis=alt.Axis(labels=False)),
-            alt.ColorValue(INK),
-        )
-        zero = alt.Chart(data(pd.DataFrame({"value": [0.0]}))).encode(alt.X("value:Q"))
-        zero = zero.mark_rule(strokeDash=[6, 4], color=INK)
-        name = f"{METRIC}, difference from the baseline on test"
-        plots.append(alt.layer(zero, *draw_intervals(chart, name, zero=True), **size))
-    return finish(alt.hconcat(*plots))
-
-
-def draw_intervals(chart: alt.Chart, name: str, *, zero: bool) -> list[alt.Chart]:
-    """Values with their intervals, from left to right."""
-    chart = chart.encode(tips("candidate", "measure", value="value", low="low", high="high", n="n"))
+    x = alt.X("value:Q", title=f"{METRIC} (lower is better)", scale=alt.Scale(zero=False))
+    point = chart.mark_point(filled=True, size=70, opacity=1)
     known = chart.transform_filter("isValid(datum.low)")
     line = known.mark_rule(strokeWidth=2).encode(alt.X("low:Q"), alt.X2("high:Q"))
-    x = alt.X("value:Q", title=name, scale=alt.Scale(zero=zero))
-    return [line, chart.mark_point(filled=True, size=70, opacity=1).encode(x)]
+    layers = [line, point.encode(x, alt.Shape("measure:N", scale=shapes))]
+    return finish(alt.layer(*layers, width=HALF - 90, height=60 * rows["candidate"].nunique()))
 
 
 # What all charts share

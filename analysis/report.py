@@ -50,6 +50,7 @@ PROTOCOL = ["dataset", "eval_split", "eval_samples", "extractor"]
 """Columns that say what a score is a score of."""
 ABOUT = ("search", "num_trials", "sampler", "scheduler", "rungs", "device", "platform", "versions")
 """What of `search.json` the answer repeats."""
+VERDICTS = ("supported", "contradicted", "undecided", "not testable")
 SCHEMA = 1  # of the answer
 FRAME_MS, LAST_MS, SHADES = 700, 2500, 16  # of an animation
 HERE = Path(__file__).parent
@@ -309,20 +310,17 @@ def level_table(levels: Mapping[str, pd.DataFrame], metric: str) -> Table:
 
 
 def claim_table(verdicts: pd.DataFrame, number: int) -> Table:
-    """The original study's claims, as a group's runs decide them."""
+    """The original study's claims, as a group's runs decide them, those that are decided first."""
     ends = zip(verdicts["effect"], verdicts["low"], verdicts["high"], strict=True)
-    effects = pd.Series([cli.spread(*end, sign="+") for end in ends])
-    columns = {
-        "part": verdicts["part"],
-        "claim": verdicts["claim"],
-        "verdict": verdicts["verdict"],
-        "effect": (effects + " " + verdicts["unit"]).where(effects != "", ""),
-        "expected": verdicts["expected"],
-        "n": (verdicts["n"].map(str) + " " + verdicts["of"]).where(verdicts["n"] > 0, ""),
-        "measured by": verdicts["measured"],
-        "remark": verdicts["remark"],
-    }
-    return Table(f"claims-{number}", pd.DataFrame(columns), verdicts)
+    effects = pd.Series([cli.spread(*end, sign="+") for end in ends], index=verdicts.index)
+    remarks = ("; " + verdicts["remark"]).where(verdicts["remark"] != "", "")
+    text = verdicts[["part", "claim", "verdict", "expected"]].assign(
+        effect=(effects + " " + verdicts["unit"]).where(effects != "", ""),
+        n=(verdicts["n"].map(str) + " " + verdicts["of"]).where(verdicts["n"] > 0, ""),
+        measure=verdicts["measured"] + remarks,
+    )
+    order = text["verdict"].map(VERDICTS.index).sort_values(kind="stable").index
+    return Table(f"claims-{number}", text.loc[order], verdicts)
 
 
 def command(options: Mapping[str, Any]) -> str:
@@ -361,7 +359,13 @@ def fill(report: Report, form: str, filters: Mapping[str, Callable[..., Any]], *
     commands.append(shlex.join(["python", "-m", "analysis.report", *paths]))
     template = environment.get_template("report.jinja")
     made = f"{datetime.datetime.now():%Y-%m-%d %H:%M}"
-    context = {"form": form, "made": made, "commands": commands, "columns": COLUMNS}
+    context = {
+        "form": form,
+        "made": made,
+        "commands": commands,
+        "columns": COLUMNS,
+        "verdicts": VERDICTS,
+    }
     return template.render(**context, report=report, groups=report.answer["groups"], **more)
 
 

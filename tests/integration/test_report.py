@@ -138,7 +138,7 @@ class Opened:
     def __init__(self, browser: Browser, path: Path) -> None:
         self.page: Page = browser.new_page(viewport={"width": 1280, "height": 900})
         self.wrong: list[str] = []
-        self.page.on("console", lambda said: said.type != "error" or self.wrong.append(said.text))
+        self.page.on("console", lambda said: self.wrong.append(said.text))
         self.page.on("pageerror", lambda error: self.wrong.append(str(error)))
         self.page.on(
             "request",

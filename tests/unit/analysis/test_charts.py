@@ -73,10 +73,6 @@ SUMMARY = pd.DataFrame(
         "test_low": [10.0, math.nan],
         "test_high": [14.0, math.nan],
         "test_n": [3, 1],
-        "difference": [-10.0, math.nan],
-        "difference_low": [-12.0, math.nan],
-        "difference_high": [-8.0, math.nan],
-        "difference_n": [3, 0],
     }
 )
 
@@ -194,16 +190,9 @@ def test_the_confirm_stage_shows_each_measure_that_is_known() -> None:
         "estimate": 1,
         "validation": 2,
         "test": 2,
-        "difference": 1,
     }
-    (gain,) = rows[rows["measure"] == "difference"].to_dict("records")
-    assert [gain[name] for name in ("trial", "value", "low", "high", "n")] == [
-        "trial_0001",
-        -10.0,
-        -12.0,
-        -8.0,
-        3,
-    ]
+    (test,) = rows[(rows["measure"] == "test") & (rows["trial"] == "trial_0001")].to_dict("records")
+    assert [test[name] for name in ("value", "low", "high", "n")] == [12.0, 10.0, 14.0, 3]
 
 
 def parts(spec: Any, key: str) -> Iterator[Any]:
