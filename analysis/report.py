@@ -86,9 +86,8 @@ class Run(NamedTuple):
     @property
     def title(self) -> str:
         kind, name = self.answer["search"], self.answer["name"]
-        return (
-            PARTS[kind] if kind == name and kind in PARTS else f"{PARTS.get(kind, 'Run')}: {name}"
-        )
+        title = PARTS.get(kind, kind or "Run")
+        return title if kind == name else f"{title}: {name}"
 
     @property
     def stem(self) -> str:
@@ -119,12 +118,8 @@ def read(paths: Sequence[str]) -> Report:
             read_run(path, name, copies.enter_context(local(path, whole=True)))
             for path, name in zip(paths, run_names(paths), strict=True)
         ]
-    order = list(PARTS)
-    runs.sort(
-        key=lambda run: (
-            order.index(run.answer["search"]) if run.answer["search"] in order else len(order)
-        )
-    )
+    order = {kind: number for number, kind in enumerate(PARTS)}
+    runs.sort(key=lambda run: order.get(run.answer["search"], len(order)))
     groups: dict[str, list[Run]] = {}
     for run in runs:
         alike = [run.answer[name] for name in ("protocol", "metric", "mode")]
@@ -189,10 +184,11 @@ def read_run(path: str, name: str, folder: Path) -> Run:
         stage = confirm.load_confirm(folder)
         summary = confirm.summarize(stage)
         shown["confirm"] = Table("confirm", confirm.as_text(summary), summary)
-        answer |= {
-            "confirmed": cli.records(summary),
-            "sentences": confirm.sentences(stage, summary),
-        }
+        answer["confirmed"] = cli.records(summary)
+        answer["sentences"] = confirm.sentences(stage, summary)
+        for candidate in answer["confirmed"]:
+            if answer["best"] and candidate["trial"] == answer["best"]["trial"]:
+                answer["best"]["confirmed"] = candidate
     options = search.get("options", search.get("arguments"))
     return Run(
         answer=answer,
@@ -216,11 +212,12 @@ def protocol_of(frame: pd.DataFrame, search: Mapping[str, Any]) -> dict[str, Any
 def one_protocol(frame: pd.DataFrame, path: str) -> pd.DataFrame:
     """Leaves out, with a warning, trials of another protocol than most trials of a run have."""
     known = frame.reindex(columns=["trial", *PROTOCOL]).groupby("trial").first().dropna()
-    kinds = known.apply(tuple, axis=1) if len(known) else pd.Series()
-    other = list(kinds.index[kinds != kinds.mode().iloc[0]]) if len(kinds) else []
-    if other:
-        message = f"{path}: trials of another protocol are left out: {', '.join(other)}"
-        warnings.warn(message, stacklevel=2)
+    if len(known.drop_duplicates()) < 2:
+        return frame
+    texts = known.astype(str).agg(" ".join, axis=1)
+    other = texts.index[texts != texts.mode().iloc[0]]
+    message = f"{path}: trials of another protocol are left out: {', '.join(other)}"
+    warnings.warn(message, stacklevel=2)
     return frame[~frame["trial"].isin(other)]
 
 
@@ -240,6 +237,7 @@ def best_answer(
         "epoch": int(best["best_epoch"]),
         "seeds": [int(seed) for seed in rows["seed"].dropna().unique()],
         "settings": cli.records(rows[settings].head(1))[0],
+        "confirmed": None,
     }
 
 

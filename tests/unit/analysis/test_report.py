@@ -163,13 +163,14 @@ def test_the_pages_numbers_are_those_of_ten_lines_of_pandas(
 
 
 def test_the_best_is_one_that_finished_wherever_it_is_named(run: Path) -> None:
-    answer = answer_of(run)
-    (group,) = answer["groups"]
+    said = read([str(run)])
+    (group,) = said.answer["groups"]
     expected = {"run": "hparams", "trial": "trial_0000", "value": 5.0, "epoch": 2, "seeds": [0]}
     expected["settings"] = ADAM | {"dataset": "mnist-mini", "epochs": 2}
+    expected["confirmed"] = None
     assert group["best"] == group["runs"][0]["best"] == expected
     assert group["runs"][0]["trials"] == {"finished": 2, "stopped": 1, "failed": 1}
-    text = markdown_of(run)
+    text, _ = to_markdown(said)
     assert (
         "The best trial is trial_0000 of hparams: fid 5.0 after epoch 2, with optimizer adam."
         in text
@@ -192,7 +193,8 @@ def test_protocols_are_never_mixed(run: Path, tmp_path: Path) -> None:
     full = make(tmp_path / "full", [(ADAM | {"dataset": "mnist"}, "finished", fids(2.0, 1.0))])
     test = make(tmp_path / "test", [(ADAM, "finished", [{"fid": 4.0, "eval_split": "test"}] * 2)])
     more = make(tmp_path / "more", [(ADAM, "finished", fids(6.0, 4.5))])
-    answer = answer_of(run, full, test, more)
+    said = read([str(one) for one in (run, full, test, more)])
+    answer = said.answer
     bests = {
         group["best"]["run"]: [one["name"] for one in group["runs"]] for group in answer["groups"]
     }
@@ -202,7 +204,7 @@ def test_protocols_are_never_mixed(run: Path, tmp_path: Path) -> None:
         "mnist",
         "mnist-mini",
     ]
-    text = markdown_of(run, full, test, more)
+    text, _ = to_markdown(said)
     assert "These runs have 3 protocols or objectives." in text
     assert text.count("The best trial is ") == 3
     assert text.count("claims of the original study these runs find") == 3
@@ -248,6 +250,7 @@ def test_the_answer_is_plain_json_with_the_confirmed_values(run: Path, tmp_path:
         7 - 12.706 * 1, rel=1e-3
     )  # t of 1 degree, sem 1
     assert first["difference"] == -15.0
+    assert group["best"]["confirmed"] == first
     assert (baseline["baseline"], baseline["estimate"]) == (True, None)
     assert any("confirmed at 7.0" in sentence for sentence in group["runs"][0]["sentences"])
     assert sum(group["verdicts"].values()) == len(group["claims"]) > 20
