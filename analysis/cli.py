@@ -50,7 +50,9 @@ def rounded(value: float, sign: str = "") -> str:
     """A score without digits that another seed would change: two that count."""
     if pd.isna(value):
         return ""
-    return f"{value:{sign}.0f}" if abs(value) >= 9.95 else f"{value:{sign}.1f}"
+    if abs(value) >= 9.95:
+        return f"{value:{sign}.0f}"
+    return f"{value:{sign}.1f}" if abs(value) >= 0.95 or not value else f"{value:{sign}#.2g}"
 
 
 def spread(value: float, low: float, high: float, sign: str = "") -> str:

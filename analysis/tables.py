@@ -216,6 +216,8 @@ def compare_levels(
     rows: pd.DataFrame, metric: str, mode: str
 ) -> tuple[dict[Any, Comparison], pd.DataFrame, str]:
     """The comparison of each level, the rows that it rests on, and what its units are."""
+    if rows.empty:
+        return {}, rows, "trials"
     by_cell, cells = matched(rows, metric)
     if by_cell is None:
         trials = rows.groupby(["level", *trial_keys(rows)], observed=True)[metric].mean()

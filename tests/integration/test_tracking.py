@@ -111,7 +111,8 @@ def test_the_search_is_a_run_with_its_answer(tracked: Tracked) -> None:
     assert summary.summary["best/fid"] == pytest.approx(table["fid"][0])
     assert summary.history[0]["best trials.captions"] == list(table["trial"][:5])
     assert summary.artifacts["model"] == {"checkpoint.pt"}
-    assert {"table.csv", "best.json", "confirm.md", "report.html", "answer.json"} <= summary.artifacts["answer"]
+    answer = {"table.csv", "best.json", "confirm.md", "report.html", "answer.json"}
+    assert answer <= summary.artifacts["answer"]
     assert any(file.startswith("media/images/settings") for file in summary.files)
     assert [row["trial"] for row in logged_table(summary)] == list(table["trial"])
 

@@ -239,7 +239,8 @@ def test_what_the_seeds_cannot_tell_is_said(tmp_path: Path) -> None:
     assert text[1].startswith("trial_0007 minus the baseline: +22 [+")
     assert text[1].endswith("; it is worse.")
     assert text[2] == (
-        "The best on test is trial_0001; these seeds do not distinguish it from trial_0000 (baseline)."
+        "The best on test is trial_0001; these seeds do not distinguish it from trial_0000 "
+        "(baseline)."
     )
 
 

@@ -218,6 +218,13 @@ def test_one_value_has_no_interval_and_none_no_mean(tmp_path: Path) -> None:
     assert table["mean"].isna().to_list() == [False, True, True]
 
 
+def test_a_search_without_a_finished_trial_compares_nothing(tmp_path: Path) -> None:
+    trials = [(ADAM, "stopped", [4.0]), (RMSPROP, "failed", [])]
+    table = compare(load_trials(make(tmp_path / "run", trials)), "optimizer")
+    assert table["n"].to_list() == [0, 0]
+    assert table[["mean", "difference"]].isna().all(axis=None)
+
+
 def test_a_numeric_factor_of_many_values_is_cut_at_its_quartiles(tmp_path: Path) -> None:
     rates = [0.001 * (i + 1) for i in range(8)]
     trials = [
