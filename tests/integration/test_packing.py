@@ -19,6 +19,7 @@ def test_processes_are_measured_side_by_side() -> None:
     assert 1e8 < size < 1e10  # bytes of a process with PyTorch in it
 
 
+@pytest.mark.slow
 def test_processes_that_do_not_fit_say_so_and_do_not_wait_for_each_other() -> None:
     """A map of 8000 x 1024 x 64 x 64 floats is 134 GB."""
     huge = dataclasses.replace(
