@@ -126,7 +126,9 @@ BLOCKS = [block for page in PAGES for block in blocks_of(page)]
 COMMANDS = [
     (block, words) for block in BLOCKS if block.language == "sh" for words in commands_of(block)
 ]
-OURS = [(block, words[2:]) for block, words in COMMANDS if of_this_project(words)]
+BY_WORDS = {tuple(words[2:]): block for block, words in COMMANDS if of_this_project(words)}
+OURS = [(block, list(words)) for words, block in BY_WORDS.items()]
+"""Each once, without `python -m`."""
 
 
 def is_elsewhere(words: list[str]) -> bool:
@@ -134,8 +136,13 @@ def is_elsewhere(words: list[str]) -> bool:
     return any(part in word for word in words for part in ELSEWHERE)
 
 
+def is_slow(words: list[str]) -> bool:
+    """Whether a command takes many seconds even with a small budget."""
+    return trains_on_ray(words) or words[0] == "tune.track"
+
+
 def trains_on_ray(words: list[str]) -> bool:
-    """Whether a command trains trials, which takes many seconds even with a small budget."""
+    """Whether a command trains trials."""
     quick = "--dry-run" in words or ("--resume" in words and "--confirm" not in words)
     return words[0] == "tune.run" and not quick
 
@@ -226,7 +233,7 @@ def make_room(folder: Path, words: list[str]) -> None:
         shutil.rmtree(folder / named["--out"], ignore_errors=True)
 
 
-@pytest.mark.parametrize("words", cases(HERE, slow=trains_on_ray))
+@pytest.mark.parametrize("words", cases(HERE, slow=is_slow))
 def test_a_command_runs_as_pasted(words: list[str], folder: Path, command: Any) -> None:
     module, arguments = words[0], small(words[0], words[1:])
     make_room(folder, words)
@@ -390,6 +397,12 @@ def test_words_that_say_little_are_not_used(page: Path) -> None:
     assert not found
 
 
+def test_the_readme_begins_with_the_command_that_another_test_runs() -> None:
+    """From the built wheel: see `readme_search`."""
+    first = next(block for block in BLOCKS if block.page == "README.md").text.splitlines()[0]
+    assert first.endswith("-e . && .venv/bin/python -m tune.run --search hparams")
+
+
 def test_the_readme_names_the_whole_core() -> None:
     core = runpy.run_path(str(ROOT / "tests" / "unit" / "test_imports.py"))["CORE"]
     text = prose_of(ROOT / "README.md").partition("## Python, and reading the code")[2]
@@ -410,7 +423,7 @@ def columns_table() -> str:
     """The columns of a row, and which of them a search can optimise."""
     lines = ["| column | what it is | as an objective |", "|---|---|---|"]
     for name, text in COLUMNS.items():
-        lines.append(f"| `{name}` | {text} | {OBJECTIVES.get(name, '')} |")
+        lines.append(f"| `{name}` | {text} | {OBJECTIVES.get(name, '')} |".replace("|  |", "| |"))
     return "\n".join(lines)
 
 
