@@ -20,6 +20,7 @@ import analysis.confirm
 import analysis.report
 import analysis.tables
 import tune.run
+from analysis.cli import rounded
 from analysis.load import load_trials
 from analysis.tables import ranking
 from dcgan import checkpoint
@@ -72,7 +73,7 @@ def test_all_trials_are_ranked_and_the_best_are_digits(
     assert table["fid"][0] < 25  # noise is above 150, real training digits 0.3
     assert all(trial in output for trial in table["trial"])
     trial, fid, epoch = table.loc[0, ["trial", "fid", "best_epoch"]]
-    assert f"best: {trial}, fid {fid:.2f} at epoch {epoch}" in output
+    assert f"best: {trial}, fid {rounded(fid)} at epoch {epoch}" in output
 
 
 def test_a_person_sees_how_far_it_is_and_how_each_trial_ended(readme_search: Any) -> None:
@@ -136,12 +137,12 @@ def test_the_printed_command_makes_the_report_for_a_paper(
     code, _, error = command(analysis.report.main, *shlex.split(printed[-1]))
     assert code == 0, error
     report = (folder / "report.md").read_text()
-    assert f"fid {ranking(frame)['fid'][0]:.2f}" in report
+    assert f"fid {rounded(ranking(frame)['fid'][0])} after epoch" in report
     assert "15 of 15 trials" in report
     for file in re.findall(r"\]\((figures/[^)]+)\)", report):
         assert (folder / file).stat().st_size > 1000
     figures = {path.name for path in (folder / "figures").iterdir()}
-    expected = ("real", "interpolation", "learning_curves")
+    expected = ("real", "between", "curves", "settings", "confirm")
     assert {f"{folder.name}-{name}.png" for name in expected} <= figures
 
 
