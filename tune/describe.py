@@ -87,7 +87,7 @@ def describe_cost(plan: Plan, site: Site) -> str:
 def describe_confirm(plan: Plan, site: Site) -> str:
     """What the confirm stage does, and how long it takes, about, where that was measured."""
     text = (
-        f"the best {plan.confirm} and the baseline on {plan.confirm_seeds} fresh seeds, judged on "
+        f"the best {plan.confirm} and the baseline on {plan.confirm_seeds} fresh seeds, scored on "
         f"test"
     )
     if site.seconds_per_epoch is None:

@@ -93,7 +93,7 @@ def test_the_description_names_everything_that_decides_the_course(tmp_path: Path
         (
             "--confirm 3 --confirm-seeds 5",
             {},
-            ["confirm  the best 3 and the baseline on 5 fresh seeds, judged on test: about 3 min"],
+            ["confirm  the best 3 and the baseline on 5 fresh seeds, scored on test: about 3 min"],
         ),
         ("--objectives fid,kid", {}, ["metric   Pareto set of fid, kid, on validation"]),
         (
@@ -157,7 +157,7 @@ def test_a_cluster_and_what_was_measured_there_are_described(tmp_path: Path) -> 
 def test_without_a_cost_the_description_leaves_times_out(tmp_path: Path) -> None:
     site = make_site(tmp_path, seconds_per_epoch=None)
     text = text_of(tmp_path, "--confirm 3 --confirm-seeds 5", site)
-    assert "the best 3 and the baseline on 5 fresh seeds, judged on test\n" in text
+    assert "the best 3 and the baseline on 5 fresh seeds, scored on test\n" in text
     assert "\ncost" not in text
     assert "about " not in text
     assert "\n\n" not in text
@@ -168,7 +168,7 @@ def test_replicas_are_described_and_confirmed_one_by_one(tmp_path: Path) -> None
     text = text_of(tmp_path, "--replicas 4 --confirm 1 --confirm-seeds 2", site)
     assert "seed 0, each on 4 seeds; 2 at a time" in text
     # 2 settings x 2 seeds x 9 epochs of 2 s, 2 at a time
-    assert "fresh seeds, judged on test: about 36 s more" in text
+    assert "fresh seeds, scored on test: about 36 s more" in text
 
 
 # The record
