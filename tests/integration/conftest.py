@@ -160,7 +160,7 @@ def run_readme(folder: Path) -> None:
         cwd=home,
         env=clean_environment(home),
         text=True,
-        timeout=1200,
+        timeout=2400,
         stdin=subprocess.DEVNULL,
         stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT,

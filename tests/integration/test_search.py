@@ -29,7 +29,7 @@ from dcgan.evaluate import evaluate, load_reference
 from dcgan.schema import BEST_FILE, CONFIRM_FOLDER, SEARCH_FILE, TEST_FILE
 
 # the first test that needs the search runs it
-pytestmark = [pytest.mark.slow, pytest.mark.timeout(1500)]
+pytestmark = [pytest.mark.slow, pytest.mark.timeout(2700)]
 CPU = torch.device("cpu")
 TRIALS, EPOCHS = 15, 9  # of the preset
 

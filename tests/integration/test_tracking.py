@@ -24,7 +24,7 @@ from dcgan.schema import COLUMNS
 
 ROOT = Path(__file__).parents[2]
 # the first test that needs the search runs it
-pytestmark = [pytest.mark.slow, pytest.mark.timeout(1500)]
+pytestmark = [pytest.mark.slow, pytest.mark.timeout(2700)]
 
 
 @dataclass(frozen=True)
