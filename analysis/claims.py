@@ -26,7 +26,7 @@ from scipy.optimize import brentq
 from scipy.stats import t as student
 
 from analysis import cli, stats
-from analysis.load import load_trials, settings_of
+from analysis.load import PROTOCOL, load_trials, settings_of
 from analysis.stats import LEVEL, Array, Interval
 from dcgan.schema import METRIC
 
@@ -46,7 +46,6 @@ WIDTHS = ("generator_width", "discriminator_width")
 RATES = ("generator_lr", "discriminator_lr")
 TUNED = (*RATES, "batch_size", "optimizer")
 FACTORS = [*BASELINE, *WIDTHS, "dataset", "epochs"]
-PROTOCOL = ["dataset", "eval_split", "eval_samples", "extractor"]
 MACHINE = ["device", "threads", "lanes"]
 NO_CUDA = ["cpu", "mps", "xpu"]
 """Of the values of `device`, where others are models of GPUs."""

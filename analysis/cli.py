@@ -32,6 +32,15 @@ def run(
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 
+def run_on_search(
+    name: str, description: str, answer: Callable[[argparse.Namespace], tuple[str, Any]]
+) -> None:
+    """The command line of a room that takes one search."""
+    parser = argparse.ArgumentParser(prog=f"python -m analysis.{name}", description=description)
+    parser.add_argument("run", help=RUN_HELP)
+    run(parser, answer)
+
+
 def records(table: pd.DataFrame) -> list[dict[str, Any]]:
     """The rows of a table as plain JSON values; what is missing is null."""
     return list(json.loads(table.to_json(orient="records", double_precision=15)))

@@ -237,13 +237,11 @@ def as_text(summary: pd.DataFrame) -> pd.DataFrame:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(
-        prog="python -m analysis.confirm",
-        description="Print what the confirm stage of a search found; also writes confirm.csv and "
-        "confirm.md there.",
+    text = (
+        "Print what the confirm stage of a search found; also writes confirm.csv and confirm.md "
+        "there."
     )
-    parser.add_argument("run", help=cli.RUN_HELP)
-    cli.run(parser, show)
+    cli.run_on_search("confirm", text, show)
 
 
 def show(args: argparse.Namespace) -> tuple[str, Any]:

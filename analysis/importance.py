@@ -114,12 +114,7 @@ def ped_anova(trials: list["FrozenTrial"], values: list[float]) -> dict[str, flo
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(
-        prog="python -m analysis.importance",
-        description="Print how much each searched setting mattered.",
-    )
-    parser.add_argument("run", help=cli.RUN_HELP)
-    cli.run(parser, show)
+    cli.run_on_search("importance", "Print how much each searched setting mattered.", show)
 
 
 def show(args: argparse.Namespace) -> tuple[str, Any]:

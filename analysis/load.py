@@ -43,6 +43,8 @@ INTEGERS = (
 STD = f"{METRIC}_std"
 """The column that `over_lanes` adds: sample standard deviation of the metric over lanes; 0 with
 one."""
+PROTOCOL = ["dataset", "image_size", "channels", "eval_split", "eval_samples", "extractor"]
+"""Columns that say what a score is a score of: only where all are equal do scores compare."""
 SAME = ("epoch", "images_seen", "eval_seed", "eval_samples", "fid_real", "threads", *TEXTS)
 """Results that all lanes of a trial share."""
 NO_SETTINGS = (*COLUMNS, STD, "run", "trial", "status", "error")

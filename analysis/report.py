@@ -26,7 +26,15 @@ import vl_convert
 from markupsafe import Markup, escape
 
 from analysis import charts, claims, cli, confirm, tables
-from analysis.load import is_trial, load_trials, local, read_search, run_names, settings_of
+from analysis.load import (
+    PROTOCOL,
+    is_trial,
+    load_trials,
+    local,
+    read_search,
+    run_names,
+    settings_of,
+)
 from dcgan.schema import (
     ANSWER_FILE,
     BEST_SAMPLES,
@@ -46,8 +54,6 @@ PARTS = {
     "joint": "All settings at once",
 }
 """Searches by name, in the order in which they are read, and their titles."""
-PROTOCOL = ["dataset", "eval_split", "eval_samples", "extractor"]
-"""Columns that say what a score is a score of."""
 ABOUT = ("search", "num_trials", "sampler", "scheduler", "rungs", "device", "platform", "versions")
 """What of `search.json` the answer repeats."""
 VERDICTS = ("supported", "contradicted", "undecided", "not testable")
@@ -211,11 +217,12 @@ def protocol_of(frame: pd.DataFrame, search: Mapping[str, Any]) -> dict[str, Any
 
 def one_protocol(frame: pd.DataFrame, path: str) -> pd.DataFrame:
     """Leaves out, with a warning, trials of another protocol than most trials of a run have."""
-    known = frame.reindex(columns=["trial", *PROTOCOL]).groupby("trial").first().dropna()
-    if len(known.drop_duplicates()) < 2:
+    known = frame.reindex(columns=["trial", *PROTOCOL]).groupby("trial").first()
+    known = known.dropna(subset="eval_split")
+    number = known.groupby(PROTOCOL, dropna=False).ngroup()
+    if number.nunique() < 2:
         return frame
-    texts = known.astype(str).agg(" ".join, axis=1)
-    other = texts.index[texts != texts.mode().iloc[0]]
+    other = number.index[number != number.mode().iloc[0]]
     message = f"{path}: trials of another protocol are left out: {', '.join(other)}"
     warnings.warn(message, stacklevel=2)
     return frame[~frame["trial"].isin(other)]

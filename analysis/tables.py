@@ -402,12 +402,8 @@ def conditions(frame: pd.DataFrame, seeds: int | None = None) -> str:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(
-        prog="python -m analysis.tables",
-        description="Rank the trials of a search; also writes table.csv and table.md there.",
-    )
-    parser.add_argument("run", help=cli.RUN_HELP)
-    cli.run(parser, show)
+    text = "Rank the trials of a search; also writes table.csv and table.md there."
+    cli.run_on_search("tables", text, show)
 
 
 def show(args: argparse.Namespace) -> tuple[str, Any]:

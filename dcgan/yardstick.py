@@ -108,7 +108,8 @@ def load_yardstick(device: torch.device) -> Yardstick:
     yardstick.load_state_dict(unpack(read_asset(PATH, SHA256)))
     fold(yardstick.eval().features)
     yardstick.requires_grad_(False)
-    return yardstick.to(device, memory_format=torch.channels_last)  # type: ignore[call-overload, no-any-return]
+    yardstick.to(device, memory_format=torch.channels_last)  # type: ignore[call-overload]
+    return yardstick
 
 
 def unpack(content: bytes) -> dict[str, Tensor]:

@@ -5,7 +5,6 @@ import statistics
 from collections.abc import Sequence
 from pathlib import Path
 
-import numpy as np
 from scipy import stats
 from tabulate import tabulate  # type: ignore[import-untyped]
 
@@ -68,8 +67,8 @@ def compare_methods(
         epochs, seconds, reached = zip(*results, strict=True)
         medians[method] = statistics.median(epochs)
         minutes = [value / 60 for value in seconds]
-        line = [method, f"{medians[method]:.0f}", bootstrap_mean(epochs)]
-        line += [f"{statistics.median(minutes):.1f}", bootstrap_mean(minutes, 1)]
+        line = [method, f"{medians[method]:.0f}", mean_text(epochs)]
+        line += [f"{statistics.median(minutes):.1f}", mean_text(minutes, 1)]
         line += [f"{sum(reached)}/{seeds}", f"{medians[method] / medians['random']:.2f}"]
         lines.append(line)
     headers = ["method", "epochs", "mean [95 %]", "minutes", "mean [95 %]", "reached"]
@@ -78,7 +77,7 @@ def compare_methods(
     return (
         f"{name}: epochs and simulated minutes until the best {METRIC} seen is within "
         f"{WITHIN - 1:.0%} of the best recorded\n"
-        f"Medians, and means with bootstrap intervals, over {seeds} sampler seeds on "
+        f"Medians, and means with t intervals, over {seeds} sampler seeds on "
         f"{len(curves.seeds)} recorded seeds of {len(curves.settings)} settings;\n"
         f"{workers} workers, first decision at epoch {grace_period} of {curves.epochs}; "
         f"budget {num_trials} trials; a search that never gets there counts as {budget} epochs.\n\n"
@@ -86,16 +85,13 @@ def compare_methods(
     )
 
 
-def bootstrap_mean(values: Sequence[float], digits: int = 0) -> str:
-    """The mean of some values with its 95 % bootstrap interval."""
+def mean_text(values: Sequence[float], digits: int = 0) -> str:
+    """The mean of some values with Student's 95 % interval, which one value does not have."""
     mean = statistics.fmean(values)
-    if len(set(values)) == 1:  # of which scipy would warn
-        return f"{mean:.{digits}f} [{mean:.{digits}f}, {mean:.{digits}f}]"
-    found = stats.bootstrap(
-        (values,), np.mean, n_resamples=10_000, method="percentile", rng=np.random.default_rng(0)
-    )
-    low, high = found.confidence_interval
-    return f"{mean:.{digits}f} [{low:.{digits}f}, {high:.{digits}f}]"
+    if len(values) < 2:
+        return f"{mean:.{digits}f}"
+    half = float(stats.t.isf(0.025, len(values) - 1) * stats.sem(values))
+    return f"{mean:.{digits}f} [{mean - half:.{digits}f}, {mean + half:.{digits}f}]"
 
 
 def main() -> None:

@@ -193,21 +193,24 @@ def test_protocols_are_never_mixed(run: Path, tmp_path: Path) -> None:
     full = make(tmp_path / "full", [(ADAM | {"dataset": "mnist"}, "finished", fids(2.0, 1.0))])
     test = make(tmp_path / "test", [(ADAM, "finished", [{"fid": 4.0, "eval_split": "test"}] * 2)])
     more = make(tmp_path / "more", [(ADAM, "finished", fids(6.0, 4.5))])
-    said = read([str(one) for one in (run, full, test, more)])
+    small = make(tmp_path / "small", [(ADAM | {"image_size": 16}, "finished", fids(3.0, 2.0))])
+    said = read([str(one) for one in (run, full, test, more, small)])
     answer = said.answer
     bests = {
         group["best"]["run"]: [one["name"] for one in group["runs"]] for group in answer["groups"]
     }
-    assert bests == {"more": ["hparams", "more"], "full": ["full"], "test": ["test"]}
+    alone = {name: [name] for name in ("full", "test", "small")}
+    assert bests == {"more": ["hparams", "more"]} | alone
     assert [group["protocol"]["dataset"] for group in answer["groups"]] == [
         "mnist-mini",
         "mnist",
         "mnist-mini",
+        "mnist-mini",
     ]
     text, _ = to_markdown(said)
-    assert "These runs have 3 protocols or objectives." in text
-    assert text.count("The best trial is ") == 3
-    assert text.count("claims of the original study these runs find") == 3
+    assert "These runs have 4 protocols or objectives." in text
+    assert text.count("The best trial is ") == 4
+    assert text.count("claims of the original study these runs find") == 4
 
 
 def test_trials_of_another_protocol_in_a_run_are_left_out_and_named(tmp_path: Path) -> None:
@@ -240,6 +243,8 @@ def test_the_answer_is_plain_json_with_the_confirmed_values(run: Path, tmp_path:
     (group,) = answer["groups"]
     assert group["protocol"] == {
         "dataset": "mnist-mini",
+        "image_size": None,
+        "channels": None,
         "eval_split": "validation",
         "eval_samples": 2000,
         "extractor": "abc",

@@ -17,6 +17,7 @@ import numpy as np
 import optuna
 import pytest
 from optuna.trial import TrialState
+from scipy.stats import ttest_1samp
 from sqlalchemy import Engine, event
 
 from dcgan.config import TrainConfig, replicate, write_lanes
@@ -26,7 +27,7 @@ from tune import simulate as module
 from tune.curves import Curves, recorded_rows, write_curves
 from tune.ledger import open_ledger
 from tune.plan import Plan
-from tune.simulate import METHODS, bootstrap_mean, make_plan, needed
+from tune.simulate import METHODS, make_plan, mean_text, needed
 from tune.simulation import Simulation, simulate
 
 EPOCHS = 9
@@ -478,15 +479,17 @@ def test_what_never_comes_near_counts_as_the_whole_budget(curves: Curves, monkey
     assert needed(plan, curves, 1000)[0::2] == (1, True)
 
 
-def test_mean_and_interval() -> None:
-    rng = np.random.default_rng(1)
-    values = list(rng.normal(50, 10, 400))
-    mean, low, high = (float(text.strip("[],")) for text in bootstrap_mean(values, 3).split())
-    half = 1.96 * np.std(values) / 20
-    assert (mean, low, high) == pytest.approx(
-        (np.mean(values), np.mean(values) - half, np.mean(values) + half), abs=0.1
-    )
-    assert bootstrap_mean([4.0, 4.0]) == "4 [4, 4]"
+@pytest.mark.parametrize("n", [2, 3, 5, 30])
+def test_mean_and_interval(n: int) -> None:
+    """Student's, as SciPy has it."""
+    values = list(np.random.default_rng(n).normal(50, 10, n))
+    found = [float(text.strip("[],")) for text in mean_text(values, 3).split()]
+    low, high = ttest_1samp(values, 0).confidence_interval(0.95)
+    assert found == pytest.approx([np.mean(values), low, high], abs=1e-3)
+
+
+def test_one_value_has_no_interval() -> None:
+    assert mean_text([4.0]) == "4"
 
 
 @pytest.mark.parametrize(
