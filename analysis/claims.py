@@ -8,14 +8,15 @@ in one of two designs:
   for further seeds of these settings. A cost has one value a search (`run`) instead.
 - Paired by setting: each pair of settings gives one value; the interval is for further settings.
 
-*Supported* means that the effect lies in the region, *contradicted* that it does not, each by a t
-test at 5 % for all claims at once (Holm's adjustment). The region begins with the least effect that
-matters. Else a claim is *undecided*, or *not testable*: the trials are not what it is about.
+*Supported* means that the effect is as the sentence says, and large enough to matter,
+*contradicted* that it is the opposite, each by a t test at 5 % for all claims at once (Holm's
+adjustment). Else a claim is *undecided*, also where no effect that matters is found, or *not
+testable*: the trials are not what it is about.
 """
 
 import argparse
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -235,12 +236,12 @@ class Claim(NamedTuple):
     measure: Measure
     contrast: Contrast
     region: tuple[float, float]  # where the effect lies if the sentence is true
-    least: float = 0  # the least effect that matters: the region begins with it, not with 0
+    least: float = 0  # the least effect that matters: one between 0 and it decides nothing
     needs: tuple[Need, ...] = ()
 
     @property
     def ends(self) -> tuple[float, float]:
-        """The region without what does not matter."""
+        """The region without what does not matter: where an effect supports the claim."""
         low, high = self.region
         return (self.least if low == 0 else low), (-self.least if high == 0 else high)
 
@@ -330,8 +331,8 @@ CLAIMS = (
     Claim("precision", "same quality", FID, MIXED, (-10, 10)),
     Claim("precision", "no downside: failures", FAILED, MIXED, (-math.inf, 5)),
     Claim("precision", "no downside: stability", LOSS, MIXED, (-math.inf, 20)),
-    Claim("summary", "highly sensitive to architecture", SPREAD, BY_SIZE, (2, math.inf)),
-    Claim("summary", "highly sensitive to hyperparameters", SPREAD, BY_VALUE, (2, math.inf)),
+    Claim("summary", "highly sensitive to architecture", SPREAD, BY_SIZE, MORE, 2),
+    Claim("summary", "highly sensitive to hyperparameters", SPREAD, BY_VALUE, MORE, 2),
     Claim("summary", "more layers: better fidelity", FID, DEPTH, LESS, 5),
     Claim("summary", "an extra conv layer: better fidelity", FID, EXTRA, LESS, 5),
     Claim("summary", "careful tuning: better fidelity", FID, TUNING, LESS, 5),
@@ -357,7 +358,7 @@ class Evidence(NamedTuple):
     """What the data say of a claim."""
 
     interval: Interval = stats.NOTHING  # of the effect; of ratios in logarithms
-    p: float = math.nan  # two-sided, of the decision that the effect is in favour of
+    p: float = math.nan  # two-sided, of the decision that the effect is in favour of; 1: of none
     values: Array = np.empty(0)  # the effect by unit
     lacking: str = ""  # what the sentence is about and the trials are not
     remark: str = ""
@@ -456,7 +457,7 @@ def levels(rows: pd.DataFrame, names: list[str]) -> "pd.Series[Any]":
 
 def evidence(claim: Claim, table: Table) -> Evidence:
     """The effect and its interval, or what is lacking for it."""
-    rows, region = table.rows, scaled(claim)
+    rows = table.rows
     for need in claim.needs:
         rows = rows[need.met(rows)]
         if rows.empty and len(table.rows):
@@ -467,7 +468,7 @@ def evidence(claim: Claim, table: Table) -> Evidence:
         level = tuple(shared.pop(name) for name in claim.contrast.names)
         groups.setdefault(tuple(shared.items()), {})[level] = values
     if claim.measure is SPREAD:
-        return over_settings([np.array(list(group.values())) for group in groups.values()], region)
+        return over_settings(claim, [np.array(list(group.values())) for group in groups.values()])
     protocols: dict[Level, list[Array]] = {}
     for items, group in groups.items():
         protocol = tuple(value for name, value in items if name in PROTOCOL)
@@ -476,26 +477,32 @@ def evidence(claim: Claim, table: Table) -> Evidence:
     if not cases:  # else each is (cases, units)
         return Evidence()
     if claim.measure.over == "settings":
-        return of_values(max((x[np.isfinite(x)] for x in cases), key=len), region)
+        return of_values(claim, max((x[np.isfinite(x)] for x in cases), key=len))
     x = max(cases, key=lambda x: int(whole(x)[1].sum()))
     kept, units = whole(x)
     left = int(np.isfinite(x).any(axis=1).sum() - kept.sum())
     remark = f"{left} of {len(x)} pairs lack some of the {claim.measure.over} and are left out"
-    return of_values(x[np.ix_(kept, units)].mean(axis=0), region, remark if left else "")
+    return of_values(claim, x[np.ix_(kept, units)].mean(axis=0), remark if left else "")
 
 
-def of_values(values: Array, region: tuple[float, float], remark: str = "") -> Evidence:
+def of_values(claim: Claim, values: Array, remark: str = "") -> Evidence:
     """The mean of independent values, by t; alike ones have no interval."""
-    interval, (low, high) = stats.mean_interval(values), region
+    interval = stats.mean_interval(values)
     if len(values) < 2 or np.ptp(values) < 1e-9:
         interval = interval._replace(low=math.nan, high=math.nan)
         return Evidence(interval, values=values, remark=remark)
-    below, above = stats.tail_probability(-values, -low), stats.tail_probability(values, high)
-    p = max(1 - below, 1 - above) if low <= interval.value <= high else min(below, above)
-    return Evidence(interval, 2 * p, values, remark=remark)
+    p = 1.0
+    (low, high), (least, most) = scaled(claim, claim.ends), scaled(claim, claim.region)
+    if low <= interval.value <= high:
+        p = 2 * max(stats.tail_probability(values, low), stats.tail_probability(-values, -high))
+    elif interval.value < least:
+        p = 2 * stats.tail_probability(-values, -least)
+    elif interval.value > most:
+        p = 2 * stats.tail_probability(values, most)
+    return Evidence(interval, p, values, remark=remark)
 
 
-def over_settings(groups: list[Array], region: tuple[float, float]) -> Evidence:
+def over_settings(claim: Claim, groups: list[Array]) -> Evidence:
     """Standard deviation of the settings' own means over that of seeds about them, by the F test of
     randomised blocks, seeds; for further seeds of these settings F is noncentral."""
     x = max((x[np.ix_(*whole(x))] for x in groups), key=np.size, default=np.empty((0, 0)))
@@ -518,8 +525,9 @@ def over_settings(groups: list[Array], region: tuple[float, float]) -> Evidence:
         return math.sqrt(end / (n * (settings - 1)))
 
     low, high = spread((1 + LEVEL) / 2), spread((1 - LEVEL) / 2)
-    p = tail(n * (settings - 1) * region[0] ** 2)
-    return Evidence(Interval(math.sqrt(max(f - 1, 0) / n), low, high, n), 2 * min(p, 1 - p))
+    interval = Interval(math.sqrt(max(f - 1, 0) / n), low, high, n)
+    enough = interval.value >= claim.least
+    return Evidence(interval, 2 * (1 - tail(n * (settings - 1) * claim.least**2)) if enough else 1)
 
 
 def matrix(rows: pd.DataFrame, unit: str, measure: Measure) -> dict[Level, Array]:
@@ -544,9 +552,9 @@ def matrix(rows: pd.DataFrame, unit: str, measure: Measure) -> dict[Level, Array
     }
 
 
-def scaled(claim: Claim) -> tuple[float, float]:
-    """The ends of the region, as logarithms if the effect is a ratio."""
-    low, high = claim.ends
+def scaled(claim: Claim, region: tuple[float, float]) -> tuple[float, float]:
+    """A region of a claim's effect, in logarithms if that is a ratio."""
+    low, high = region
     if claim.measure.unit != "%":
         return low, high
     return (math.log1p(low / 100) if low > -100 else -math.inf), math.log1p(high / 100)
@@ -554,7 +562,7 @@ def scaled(claim: Claim) -> tuple[float, float]:
 
 def decide(claim: Claim, own: Evidence, p: float, family: int) -> tuple[str, str]:
     """The verdict by the adjusted p, and of one that does not decide, what would."""
-    (low, high), over, n = scaled(claim), claim.measure.over, own.interval.n
+    (low, high), over, n = scaled(claim, claim.ends), claim.measure.over, own.interval.n
     if own.lacking:
         return "not testable", f"needs {own.lacking}"
     if p < 1 - LEVEL:
@@ -564,8 +572,12 @@ def decide(claim: Claim, own: Evidence, p: float, family: int) -> tuple[str, str
         return "undecided", f"needs at least two {over}, such as of {command} 4"
     if math.isnan(own.p):
         return "undecided", f"the same in all {over}, which says nothing of others"
+    if own.p == 1:
+        least = f"{claim.least:g} {claim.measure.unit}"
+        return "undecided", f"between no effect and {least}, the least that matters"
     by_itself = f"decided by itself, but not among {family} claims; " if own.p < 1 - LEVEL else ""
-    needed = units_needed(own.values, (low, high), family) if len(own.values) else 2 * n
+    thresholds = [low, high, *scaled(claim, claim.region)]
+    needed = units_needed(own.values, thresholds, family) if len(own.values) else 2 * n
     more = f"{by_itself}about {needed} {over} like these may decide it"
     if needed > MOST_UNITS:
         more = f"even {MOST_UNITS} {over} like these would not decide it"
@@ -574,10 +586,10 @@ def decide(claim: Claim, own: Evidence, p: float, family: int) -> tuple[str, str
     return "undecided", more
 
 
-def units_needed(values: Array, region: tuple[float, float], family: int) -> int:
+def units_needed(values: Array, thresholds: Sequence[float], family: int) -> int:
     """How many units like these would decide a claim even as the first of a family; one more than
     `MOST_UNITS` if not even these."""
-    distance = np.abs(values.mean() - np.array(region)).min() / values.std(ddof=1)
+    distance = np.abs(values.mean() - np.array(thresholds)).min() / values.std(ddof=1)
     n = np.arange(len(values) + 1, MOST_UNITS + 1)
     enough = distance * np.sqrt(n) > student.isf((1 - LEVEL) / 2 / family, n - 1)
     return int(n[enough][0]) if enough.any() else MOST_UNITS + 1

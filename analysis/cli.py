@@ -10,6 +10,8 @@ from typing import Any
 
 import pandas as pd
 
+from dcgan.files import replace
+
 RUN_HELP = (
     "the folder of a search, such as runs/hparams-20261122-193000, or its URI (s3://…; only read)"
 )
@@ -50,7 +52,7 @@ def keep(path: Path, content: str) -> None:
     """Writes a file of an answer; where that cannot be, a line says so, and the answer is printed
     nevertheless."""
     try:
-        path.write_text(content, encoding="utf-8")
+        replace(path, content.encode())
     except OSError as error:
         print(f"{path} is not written: {error.strerror}", file=sys.stderr)
 

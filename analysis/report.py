@@ -35,6 +35,7 @@ from analysis.load import (
     run_names,
     settings_of,
 )
+from dcgan.files import replace
 from dcgan.schema import (
     ANSWER_FILE,
     BEST_SAMPLES,
@@ -440,7 +441,7 @@ def write_files(report: Report, out: Path, *, page_only: bool = False) -> Path:
     files[REPORT_FILE] = to_html(report).encode()
     for path, content in files.items():
         (out / path).parent.mkdir(parents=True, exist_ok=True)
-        (out / path).write_bytes(content)
+        replace(out / path, content)
     return out / REPORT_FILE
 
 

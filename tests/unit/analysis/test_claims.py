@@ -39,7 +39,8 @@ RESULTS: dict[str, Any] = {
 }  # fmt: skip
 NOT_DECIDED = {"undecided", "not testable"}
 SENTENCES = [claim.sentence for claim in CLAIMS]
-CHANGES = [claim.sentence for claim in CLAIMS if claim.region in (LESS, MORE)]
+CHANGES = [claim for claim in CLAIMS if claim.region in (LESS, MORE)]
+SENSITIVE = next(claim for claim in CLAIMS if claim.measure is claims.SPREAD)
 
 
 def trial(
@@ -147,7 +148,7 @@ def test_many_claims_take_more_evidence() -> None:
     raw = stats.ttest_1samp([8, 12, 18, 10], 3).pvalue
     assert family > 2
     assert 0.02 < raw < 0.05
-    assert 2 * raw < row["p"] <= raw * family
+    assert row["p"] == pytest.approx(raw * family)  # the smallest, by Holm
     assert row["verdict"] == "undecided"
     assert f"decided by itself, but not among {family} claims" in row["remark"]
 
@@ -427,7 +428,7 @@ def test_sensitivity_covers_the_truth(n: int) -> None:
     means = np.linspace(-1, 1, 8)[:, None] * 2 / np.linspace(-1, 1, 8).std(ddof=1)
     for _ in range(500):
         x = means + rng.normal(size=(8, n)) + rng.normal(size=n)
-        own = claims.over_settings([x], (2, np.inf))
+        own = claims.over_settings(SENSITIVE, [x])
         covered += own.interval.low <= 2 <= own.interval.high
         decided += own.p < 0.05
     assert covered / 500 >= 0.93
@@ -527,24 +528,24 @@ def decided(asked: Sequence[Claim], own: Sequence[Evidence]) -> list[str]:
 
 
 def test_where_nothing_matters_little_is_decided(original: pd.DataFrame) -> None:
-    """Supporting that something changes is false, and where any change at all would matter, denying
-    it is a toss of a coin, too. That quality is the same, and stability, is true there."""
+    """Of what should change nothing is supported or contradicted, not even where any change at all
+    would matter. That quality is the same, and stability, is true there."""
     template = original[original["run"] != "joint"].assign(device="A GPU", sample_precision=0.9)
     template["images_seen"] *= 16
     kept = [*SETTINGS, *RESULTS, "run", "trial", "status", "seed", "lanes", "epoch", "images_seen"]
     template = template[kept]
-    strict = [claim._replace(least=0) for claim in CLAIMS if claim.sentence in CHANGES]
+    means = [claim for claim in CHANGES if claim.measure is not claims.SPREAD]
+    strict = [claim._replace(least=0) for claim in means]
     rng, worlds, wrong, wrong_of_strict, covered = np.random.default_rng(0), 200, 0, 0, []
     for _ in range(worlds):
         tables = claims.read_study(null_world(template, rng))
         own = [claims.evidence(claim, tables[claim.measure.table]) for claim in CLAIMS]
         verdict = dict(zip(SENTENCES, decided(CLAIMS, own), strict=True))
-        changed = any(verdict[name] == "supported" for name in CHANGES)
+        changed = {verdict[claim.sentence] for claim in CHANGES} - NOT_DECIDED
         same = verdict["same quality"], verdict["no downside: stability"]
-        wrong += changed or "contradicted" in same
-        values = [one.values for name, one in zip(SENTENCES, own, strict=True) if name in CHANGES]
-        scales = [claims.scaled(claim) for claim in strict]
-        again = [claims.of_values(*pair) for pair in zip(values, scales, strict=True)]
+        wrong += bool(changed) or "contradicted" in same
+        values = [one.values for claim, one in zip(CLAIMS, own, strict=True) if claim in means]
+        again = [claims.of_values(*pair) for pair in zip(strict, values, strict=True)]
         wrong_of_strict += not set(decided(strict, again)) <= NOT_DECIDED
         covered += [not one.interval.excludes(0) for one in again if one.interval.n > 1]
     assert wrong / worlds <= 0.1

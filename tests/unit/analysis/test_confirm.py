@@ -340,7 +340,7 @@ def test_a_folder_that_one_may_only_read_still_has_an_answer(
     def refuse(path: Path, *_: Any, **__: Any) -> None:  # root may write everywhere
         raise PermissionError(13, "Permission denied", str(path))
 
-    monkeypatch.setattr(Path, "write_text", refuse)
+    monkeypatch.setattr("analysis.cli.replace", refuse)
     monkeypatch.setattr("sys.argv", ["confirm", str(run)])
     confirm.main()
     out, err = capsys.readouterr()

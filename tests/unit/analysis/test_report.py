@@ -345,7 +345,7 @@ def test_of_a_folder_that_one_may_only_read_all_but_the_page_is_printed(
     def refuse(path: Path, content: bytes) -> int:
         raise PermissionError(13, "Permission denied", str(path))
 
-    monkeypatch.setattr(Path, "write_bytes", refuse)
+    monkeypatch.setattr("analysis.report.replace", refuse)
     monkeypatch.setattr("sys.argv", ["report", str(run), *(["--json"] if form == "json" else [])])
     with pytest.raises(SystemExit, match="2"):
         main()
