@@ -29,6 +29,7 @@ from scipy.stats import t as student
 from analysis import cli, stats
 from analysis.load import PROTOCOL, load_trials, settings_of
 from analysis.stats import LEVEL, Array, Interval
+from dcgan.cli import Parser
 from dcgan.schema import METRIC
 
 Curve = Mapping[str, Array]  # of one trial and seed: a column's values by epoch
@@ -632,7 +633,7 @@ def as_text(table: pd.DataFrame) -> str:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(
+    parser = Parser(
         prog="python -m analysis.claims", description="Put the original study's claims to data."
     )
     parser.add_argument("runs", nargs="+", metavar="RUN", help=f"{cli.RUN_HELP}; or several")

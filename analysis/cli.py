@@ -2,7 +2,6 @@
 
 import argparse
 import json
-import os
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -10,6 +9,7 @@ from typing import Any
 
 import pandas as pd
 
+from dcgan.cli import Parser
 from dcgan.files import replace
 
 RUN_HELP = (
@@ -17,9 +17,7 @@ RUN_HELP = (
 )
 
 
-def run(
-    parser: argparse.ArgumentParser, answer: Callable[[argparse.Namespace], tuple[str, Any]]
-) -> None:
+def run(parser: Parser, answer: Callable[[argparse.Namespace], tuple[str, Any]]) -> None:
     """Prints the answer to the command line, its text or, with `--json`, its data; an error that a
     user can cause takes one line and exit code 2."""
     parser.add_argument("--json", action="store_true", help="print the data as JSON")
@@ -27,18 +25,15 @@ def run(
     try:
         text, data = answer(args)
     except (OSError, ValueError, ImportError) as error:
-        parser.exit(2, f"{parser.prog}: error: {' '.join(str(error).split())}\n")
-    try:
-        print(json.dumps(data, indent=2) if args.json else text, flush=True)
-    except BrokenPipeError:  # its reader, such as head, has seen enough
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        parser.fail(error)
+    print(json.dumps(data, indent=2) if args.json else text)
 
 
 def run_on_search(
     name: str, description: str, answer: Callable[[argparse.Namespace], tuple[str, Any]]
 ) -> None:
     """The command line of a room that takes one search."""
-    parser = argparse.ArgumentParser(prog=f"python -m analysis.{name}", description=description)
+    parser = Parser(prog=f"python -m analysis.{name}", description=description)
     parser.add_argument("run", help=RUN_HELP)
     run(parser, answer)
 

@@ -35,6 +35,7 @@ from analysis.load import (
     run_names,
     settings_of,
 )
+from dcgan.cli import Parser
 from dcgan.files import replace
 from dcgan.schema import (
     ANSWER_FILE,
@@ -446,7 +447,7 @@ def write_files(report: Report, out: Path, *, page_only: bool = False) -> Path:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(
+    parser = Parser(
         prog="python -m analysis.report",
         description="Write what searches found as a page that opens without a network "
         "(report.html), as Markdown (report.md, with figures/ and tables/), and for programs "

@@ -20,6 +20,7 @@ from scipy.stats import t as student
 
 from analysis import cli
 from analysis.load import load_trials, local, read_search, settings_of
+from dcgan.cli import Parser
 from dcgan.schema import METRIC
 
 LEAST_CONFIGS = 10
@@ -205,7 +206,7 @@ def describe(frame: pd.DataFrame) -> tuple[str, dict[str, Any]]:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(
+    parser = Parser(
         prog="python -m analysis.rungs",
         description="Are early epochs a good guide to the last? Prints how well each epoch ranks "
         "the configs as the last one does, and from which epoch on early stopping (ASHA's grace "

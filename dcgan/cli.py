@@ -12,13 +12,21 @@ from pathlib import Path
 from typing import Any, NoReturn
 
 from dcgan.settings import field_docs, flag_name, plain_type
+from dcgan.streams import steady_streams
 
 METAVARS = {int: "N", float: "X", str: "TEXT", Path: "DIR", tuple: "TEXT"}
 """What `--help` calls a value of each type."""
 
 
 class Parser(argparse.ArgumentParser):
-    """A parser whose errors take one line and name the way to the help."""
+    """A parser whose errors take one line and name the way to the help.
+
+    Making one also makes the process's streams steady, since it is the first to print.
+    """
+
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        steady_streams()
 
     def error(self, message: str) -> NoReturn:
         self.fail(f"{message} (see {self.prog} --help)")

@@ -28,6 +28,7 @@ RATES = ("generator_lr", "discriminator_lr")
 LANE_FIELDS = ("seed", *RATES, "beta1", "beta2")
 """Settings in which lanes that train side by side may differ."""
 MOST_SEED = 2**32 - 1
+MOST_EPOCHS = 100_000
 MOST_LANES = 64
 
 
@@ -72,7 +73,7 @@ class TrainConfig:
     batch_size: int = setting(64, least=1)
     """Images per update. The incomplete last batch of an epoch is left out, since batch norm needs
     whole batches."""
-    epochs: int = setting(25, least=1)
+    epochs: int = setting(25, least=1, most=MOST_EPOCHS, why="each keeps a row")
     """Passes over the training split."""
     precision: str = setting("float32", choices=PRECISIONS)
     """`float32`, `tf32` (CUDA), `bfloat16` autocast, or `float16` autocast with gradient scaling

@@ -7,11 +7,13 @@ Shapes: N images, C channels, S pixels a side, H pixels a side as the data set h
 """
 
 import functools
+import gzip
 import hashlib
 import io
 import lzma
 import os
 import socket
+import zlib
 from collections.abc import Callable
 from pathlib import Path
 from typing import NamedTuple
@@ -148,34 +150,50 @@ def read_mini(path: Path) -> Arrays:
 
 def load_mnist(split: str, data_dir: Path) -> tuple[Tensor, Tensor]:
     """Full MNIST from `data_dir/MNIST/raw`, fetched there once if it is missing."""
-    # 1 s of import, needed by few commands
-    from torchvision.datasets.mnist import read_image_file, read_label_file
-
     folder = data_dir / "MNIST" / "raw"
     if _missing(folder):
         _fetch_mnist(data_dir, folder)
     prefix = "t10k" if split == "test" else "train"
-    images, labels = (name for name in MNIST_SHA256 if name.startswith(prefix))
-    if _damaged(folder, images, labels) and os.access(data_dir, os.W_OK):
-        with FileLock(data_dir / LOCK):
-            pass  # another process was perhaps still writing them
-    for name in _damaged(folder, images, labels):
-        raise OSError(
-            f"{folder / name} is damaged or truncated (its sha256 is wrong); "
-            f"delete it to have it fetched again"
-        )
+    names = [name for name in MNIST_SHA256 if name.startswith(prefix)]
+    contents = [_content(folder, name) for name in names]
+    if None in contents and os.access(data_dir, os.W_OK):
+        with FileLock(data_dir / LOCK):  # another process was perhaps still writing them
+            contents = [_content(folder, name) for name in names]
+    for name, content in zip(names, contents, strict=True):
+        if content is None:
+            raise OSError(
+                f"{_file(folder, name)} is damaged or truncated (its sha256 is wrong); "
+                f"delete it to have it fetched again"
+            )
+    images, labels = (bytearray(content or b"") for content in contents)
+    # behind headers of 16 and 8 bytes
+    digits = torch.frombuffer(images, dtype=torch.uint8, offset=16).view(-1, 28, 28)
+    classes = torch.frombuffer(labels, dtype=torch.uint8, offset=8)
     parts = {"train": slice(-MNIST_VALIDATION), "validation": slice(-MNIST_VALIDATION, None)}
     part = parts.get(split, slice(None))  # the test file is one split
-    return read_image_file(str(folder / images))[part], read_label_file(str(folder / labels))[part]
+    return digits[part], classes[part]
+
+
+def _file(folder: Path, name: str) -> Path:
+    """Where a file of MNIST is, or as it is distributed, packed."""
+    packed = folder / f"{name}.gz"
+    return packed if packed.is_file() and not (folder / name).is_file() else folder / name
 
 
 def _missing(folder: Path) -> list[str]:
-    return [name for name in MNIST_SHA256 if not (folder / name).is_file()]
+    return [name for name in MNIST_SHA256 if not _file(folder, name).is_file()]
 
 
-def _damaged(folder: Path, *names: str) -> list[str]:
-    digests = {name: hashlib.sha256((folder / name).read_bytes()).hexdigest() for name in names}
-    return [name for name, digest in digests.items() if digest != MNIST_SHA256[name]]
+def _content(folder: Path, name: str) -> bytes | None:
+    """A file of MNIST, unpacked; None if it is damaged."""
+    file = _file(folder, name)
+    content = file.read_bytes()
+    if file.suffix == ".gz":
+        try:
+            content = gzip.decompress(content)
+        except (OSError, EOFError, zlib.error):
+            return None
+    return content if hashlib.sha256(content).hexdigest() == MNIST_SHA256[name] else None
 
 
 def _fetch_mnist(data_dir: Path, folder: Path) -> None:

@@ -23,6 +23,7 @@ def setting(
     choices: Collection[Any] | None = None,
     least: float | None = None,
     most: float | None = None,
+    why: str = "",
     metavar: str | None = None,
 ) -> Any:
     """A dataclass field with what is allowed.
@@ -30,9 +31,10 @@ def setting(
     Args:
         choices: a registry (dict) is read anew each time, so that what is registered later counts.
         most: goes with `least`.
+        why: what a bound is for, where that is not plain.
         metavar: what `--help` calls its value.
     """
-    about = {"choices": choices, "least": least, "most": most, "metavar": metavar}
+    about = {"choices": choices, "least": least, "most": most, "why": why, "metavar": metavar}
     return dataclasses.field(default=default, metadata=about)
 
 
@@ -63,7 +65,7 @@ def check_settings(settings: Any, spell: Callable[[str], str] = str) -> None:
         if choices is not None:
             check_choice(name, value, choices)
         if least is not None:
-            check_bounds(name, value, least, field.metadata["most"])
+            check_bounds(name, value, least, field.metadata["most"], field.metadata["why"])
 
 
 def plain_type(kind: Any) -> tuple[Any, bool]:
@@ -80,12 +82,15 @@ def check_choice(name: str, value: object, allowed: Collection[Any]) -> None:
         raise ValueError(f"{name} is {value!r}; allowed: {', '.join(map(str, allowed))}")
 
 
-def check_bounds(name: str, value: Any, least: float, most: float | None = None) -> None:
-    """Refuses a number outside its bounds by a ValueError that names them."""
+def check_bounds(
+    name: str, value: Any, least: float, most: float | None = None, why: str = ""
+) -> None:
+    """Refuses a number outside its bounds by a ValueError that names them, and what they are
+    for."""
     if value >= least and (most is None or value <= most):
         return
     bounds = f"at least {least}" if most is None else f"{least} to {most}"
-    raise ValueError(f"{name} is {value}; allowed is {bounds}")
+    raise ValueError(f"{name} is {value}; allowed is {bounds}" + (f": {why}" if why else ""))
 
 
 def field_docs(cls: type) -> dict[str, str]:

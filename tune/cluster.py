@@ -18,6 +18,9 @@ from tune.plan import Node
 
 PACKAGES = ("torch", "torchvision", "numpy", "ray", "optuna", "pandas", "fsspec")
 ROOMS = [Path(__file__).parents[1] / room for room in ("dcgan", "tune", "analysis")]
+SOCKET = "ray/session_2026-01-31_23-59-59_999999_{pid}/sockets/plasma_store"
+"""The longest path of Ray's sockets, in the temporary folder."""
+SOCKET_BYTES = 107  # of the longest path that Linux takes
 ANSWER_SECONDS = 300  # for a check; the first imports PyTorch, and may fetch the data
 
 
@@ -25,8 +28,6 @@ class Cluster:
     """A cluster that this process is connected to, at `auto`, or host and port of the head.
 
     Raises:
-        ValueError: the address is of another kind, such as that of Ray's client (`ray://`): the
-            driver has to be part of the cluster.
         OSError: the cluster cannot be joined.
     """
 
@@ -87,12 +88,6 @@ class Cluster:
 
 def connect(address: str) -> None:
     """Makes this process a driver of the cluster; its machines run this checkout's code."""
-    host, colon, port = address.rpartition(":")
-    if address != "auto" and ("://" in address or not (host and colon and port.isdecimal())):
-        raise ValueError(
-            f"--address is {address}; allowed is auto, or HOST:PORT of the cluster's head, from "
-            f"one of its machines; from elsewhere: ray job submit, or ray exec (docs/cluster.md)"
-        )
     use_token()
     import ray
     from ray.exceptions import AuthenticationError
@@ -100,6 +95,8 @@ def connect(address: str) -> None:
     from tune.stop import answers
 
     head: str | None = address
+    if os.environ.get("RAY_ADDRESS") in ("", "auto", "local"):
+        del os.environ["RAY_ADDRESS"]  # which Ray would take for the address that auto asks for
     if address == "auto":
         # private: `ray.init` has no way to ask for the address without trying to connect
         head = os.environ.get("RAY_ADDRESS") or ray._private.utils.read_ray_address()
@@ -111,6 +108,20 @@ def connect(address: str) -> None:
         ray.init(address, runtime_env=code, log_to_driver=False, logging_level=logging.ERROR)
     except (ConnectionError, RuntimeError, AuthenticationError) as error:
         raise OSError(f"{failure}: {one_line(error)}") from error
+
+
+def check_temporary() -> None:
+    """Refuses by a ValueError a temporary folder whose path is too long for Ray's sockets."""
+    inherited = [name for name in ("RAY_TMPDIR", "TMPDIR") if os.environ.get(name)]
+    for name in inherited[:1]:
+        folder = os.environ[name]
+        path = os.path.join(folder, SOCKET.format(pid=os.getpid()))
+        excess = len(os.fsencode(path)) - SOCKET_BYTES
+        if excess > 0:
+            raise ValueError(
+                f"the environment's {name} is {folder}, {excess} bytes too long for Ray's sockets; "
+                f"name a shorter folder by RAY_TMPDIR, such as /tmp"
+            )
 
 
 def autoscaler_limits() -> Mapping[str, float]:

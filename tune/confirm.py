@@ -7,7 +7,9 @@ generator on the test split.
 """
 
 import dataclasses
+import itertools
 import json
+from pathlib import Path
 from typing import Any
 
 from optuna.distributions import CategoricalDistribution
@@ -18,6 +20,7 @@ from dcgan.evaluate import evaluate, load_reference
 from dcgan.files import replace, write_json
 from dcgan.precision import default_device
 from dcgan.schema import CHECKPOINT_FILE, CONFIRM_FOLDER, METRIC, SEARCH_FILE, TEST_FILE
+from dcgan.store import Store
 from tune.ledger import open_ledger
 from tune.plan import Plan
 from tune.progress import Progress
@@ -28,7 +31,7 @@ from tune.stop import Stop
 
 def train_again(plan: Plan, stop: Stop) -> None:
     """Trains the best settings of a search anew, within a session, and scores them on the test
-    split; a ValueError if the search was confirmed before with other numbers."""
+    split."""
     record = json.loads((plan.folder / SEARCH_FILE).read_text(encoding="utf-8"))
     stage = confirm_plan(plan, record)
     runs, epochs = stage.num_trials, stage.epochs
@@ -40,26 +43,30 @@ def train_again(plan: Plan, stop: Stop) -> None:
 
 def confirm_plan(plan: Plan, record: dict[str, Any]) -> Plan:
     """The plan that trains the best finished settings and the baseline on fresh seeds, in
-    `confirm/`; the record is the search's, as its `search.json` holds it."""
-    top, count = plan.confirm, plan.confirm_seeds
+    `confirm/`; the record is the search's, as its `search.json` holds it.
+
+    An earlier stage, of other settings or seeds, is put aside: the search had fewer trials then, or
+    was asked for others.
+    """
+    first = plan.search.base.seed + plan.replicas
+    chosen: dict[str, Any] = {
+        "candidates": candidates(plan, plan.confirm),
+        "seeds": list(range(first, first + plan.confirm_seeds)),
+        "top": plan.confirm,
+        "replicas": 1,
+    }
     store = plan.store.inside(CONFIRM_FOLDER)
     file = store.folder / SEARCH_FILE
+    if file.is_file() and not is_of(file, chosen):
+        put_aside(plan.store, CONFIRM_FOLDER)
     if not file.is_file():
         store.folder.mkdir(exist_ok=True)
-        first = plan.search.base.seed + plan.replicas
-        seeds = list(range(first, first + count))
-        chosen = {"candidates": candidates(plan, top), "seeds": seeds, "top": top, "replicas": 1}
         write_json(file, record | chosen)
         store.put(file)
-    stage = json.loads(file.read_text(encoding="utf-8"))
-    seeds = stage["seeds"]
-    if (stage["top"], len(seeds)) != (top, count):
-        raise ValueError(
-            f"{store.folder} confirms the best {stage['top']} on {len(seeds)} seeds, "
-            f"not {top} on {count}; delete that folder to confirm anew"
-        )
     points = [
-        candidate["point"] | {"seed": seed} for candidate in stage["candidates"] for seed in seeds
+        candidate["point"] | {"seed": seed}
+        for candidate in chosen["candidates"]
+        for seed in chosen["seeds"]
     ]
     # of the points alone: the baseline may lie outside a grid's values
     axes = {
@@ -76,6 +83,23 @@ def confirm_plan(plan: Plan, record: dict[str, Any]) -> Plan:
         replicas=1,
         store=store,
     )
+
+
+def is_of(file: Path, chosen: dict[str, Any]) -> bool:
+    """Whether the `search.json` of a confirm stage is of these settings and seeds."""
+    stage = json.loads(file.read_text(encoding="utf-8"))
+    return all(stage.get(name) == value for name, value in chosen.items())
+
+
+def put_aside(store: Store, name: str) -> None:
+    """Renames a folder of a search, such as `confirm` to `confirm-1`."""
+    numbers = (number for number in itertools.count(1) if not store.has(f"{name}-{number}"))
+    aside = store.folder / f"{name}-{next(numbers)}"
+    store.get(f"{name}/*")
+    (store.folder / name).rename(aside)
+    store.put(aside)
+    store.remove(name)
+    print(f"an earlier {name} stage, of other settings or seeds, is now {aside.name}", flush=True)
 
 
 def candidates(plan: Plan, top: int) -> list[dict[str, Any]]:

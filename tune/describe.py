@@ -29,6 +29,7 @@ def describe(plan: Plan, options: Options, site: Site) -> str:
         "data": f"{base.dataset}, {size}, width {base.generator_width}, {plan.epochs} epochs",
         "space": ("\n" + 9 * " ").join(space) or "a single setting",
         "trials": describe_trials(plan),
+        "more": describe_more(plan, options) if options.resume else "",
         "rungs": plan.scheduler.text(plan),
         "metric": metric,
         "cost": describe_cost(plan, site),
@@ -75,6 +76,17 @@ def describe_trials(plan: Plan) -> str:
     )
 
 
+def describe_more(plan: Plan, options: Options) -> str:
+    """How many trials were added on resuming, and whether that differs from asking at once."""
+    more = plan.num_trials - read_record(plan.store)["num_trials"]
+    if not more:
+        return ""
+    text = f"{more} more trials than before, as if they had been asked for at once"
+    if options.points_from:
+        text += f", but for further settings of {options.points_from}"
+    return text
+
+
 def describe_cost(plan: Plan, site: Site) -> str:
     """How long the search takes, about, where that was measured."""
     if site.seconds_per_epoch is None:
@@ -105,7 +117,8 @@ def record(plan: Plan, options: Options, site: Site) -> dict[str, Any]:
     A search to resume keeps its record, but for the options that a person has changed.
     """
     if options.resume:
-        return read_record(plan.store) | {"options": options.saved()}
+        asked = {"options": options.saved(), "num_trials": plan.num_trials, "points": plan.points}
+        return read_record(plan.store) | asked
     search = plan.search
     settled = {"preset": wanted_preset(options, site.device).name}
     if site.packing and not site.address:

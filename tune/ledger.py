@@ -7,6 +7,8 @@ so that a search killed at any moment is rebuilt from it and from the trials' fo
 
 import shutil
 import sqlite3
+import time
+from collections.abc import Callable
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -17,12 +19,14 @@ from optuna.study import StudyDirection
 from optuna.trial import FrozenTrial, TrialState, create_trial
 
 from dcgan.schema import ERROR_FILE, OBJECTIVES, PARAMS_FILE, STUDY_FILE
+from dcgan.store import StorageError
 from tune.searches import Point, Search
 
 if TYPE_CHECKING:
     from tune.plan import Plan
 
 DIRECTIONS = {"min": StudyDirection.MINIMIZE, "max": StudyDirection.MAXIMIZE}
+LOCKED_SECONDS = 120.0  # that another program may hold the study's file
 RETRY_OF = "retry_of"  # the number of the failed trial that this one repeats
 
 
@@ -31,6 +35,7 @@ def open_ledger(folder: Path, objectives: tuple[str, ...] = ()) -> optuna.Study:
 
     Raises:
         FileNotFoundError: it is missing, and no objectives are given.
+        StorageError: another program holds the file.
         ValueError: the file is damaged.
     """
     path = folder / STUDY_FILE
@@ -38,7 +43,7 @@ def open_ledger(folder: Path, objectives: tuple[str, ...] = ()) -> optuna.Study:
         raise FileNotFoundError(f"no study at {path}")
     try:
         # connected to by its path, since a URL gives meaning to some letters of folder names
-        connect = partial(sqlite3.connect, path)
+        connect = partial(sqlite3.connect, path, timeout=1, factory=Patient)
         storage = RDBStorage("sqlite://", engine_kwargs={"creator": connect})
         if objectives:
             study = optuna.create_study(
@@ -51,12 +56,58 @@ def open_ledger(folder: Path, objectives: tuple[str, ...] = ()) -> optuna.Study:
             study = optuna.load_study(study_name=None, storage=storage)
         study.get_trials()  # damage shows on reading
         return study
+    except StorageError:
+        raise
     except Exception as error:  # SQLAlchemy's, by way of Optuna, of many classes
         reason = " ".join(str(error.__cause__ or error).split())[:200]
         raise ValueError(
             f"{path} is damaged ({reason}); "
             f"its trials can still be read by python -m analysis.tables"
         ) from error
+
+
+class Patient(sqlite3.Connection):
+    """A connection that waits for whoever holds the file, such as a reader that has not fetched all
+    rows, and says so."""
+
+    def __init__(self, path: Path, *args: Any, **kwargs: Any) -> None:
+        super().__init__(path, *args, **kwargs)
+        self.path = path
+
+    def cursor(self, factory: Any = None) -> Any:
+        return super().cursor(factory or PatientCursor)
+
+    def commit(self) -> None:
+        self.wait(super().commit)
+
+    def wait(self, call: Callable[..., Any], *args: Any) -> Any:
+        """Calls until the file is free; a StorageError after `LOCKED_SECONDS`."""
+        begin, said = time.monotonic(), False
+        while True:
+            try:
+                return call(*args)
+            except sqlite3.OperationalError as error:
+                if error.sqlite_errorcode not in (sqlite3.SQLITE_BUSY, sqlite3.SQLITE_LOCKED):
+                    raise
+                waited = time.monotonic() - begin
+                if waited > LOCKED_SECONDS:
+                    held = f"is held by another program since {waited:.0f} s"
+                    raise StorageError(f"{self.path} {held}; close that first") from error
+            if not said:
+                print(f"\n{self.path} is held by another program; waiting for it", flush=True)
+                said = True
+
+
+class PatientCursor(sqlite3.Cursor):
+    """The cursor of a `Patient` connection."""
+
+    connection: Patient
+
+    def execute(self, *args: Any) -> Any:
+        return self.connection.wait(super().execute, *args)
+
+    def executemany(self, *args: Any) -> Any:
+        return self.connection.wait(super().executemany, *args)
 
 
 def quiet_optuna() -> None:

@@ -4,6 +4,7 @@
 """
 
 import argparse
+import ast
 import contextlib
 import dataclasses
 import json
@@ -14,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from dcgan import cli
-from dcgan.config import MOST_LANES, MOST_SEED
+from dcgan.config import MOST_EPOCHS, MOST_LANES, MOST_SEED
 from dcgan.data import DATASETS
 from dcgan.schema import METRIC, OBJECTIVES, SEARCH_FILE, WANDB_MODES
 from dcgan.settings import check_settings, flag_name, setting
@@ -27,10 +28,16 @@ VERSION = 2  # of search.json
 MACHINE = ("storage", "address", "data_dir", "name", "resume")
 START = ("retry_failed", "dry_run", "report", "estimate")
 """Options of a machine, and of a start, which are never saved."""
-CHANGEABLE = ("confirm", "confirm_seeds", "wandb")
+CHANGEABLE = (
+    *("num_trials", "confirm", "confirm_seeds", "wandb"),
+    *("max_concurrent", "gpus_per_trial"),  # which suit the machine
+)
 """Saved options that a person may change on resuming."""
 ON_RESUMING = ("storage", "address", "data_dir", "resume", *START, *CHANGEABLE)
 """Options that may be given with `resume`."""
+MOST_TRIALS = 100_000
+MOST_CONFIRM_SEEDS = 1_000
+SHARE = 0.25  # of a GPU
 OWN_FLAGS = ("dataset", "epochs", "seed", "replicas")
 """What `set` leaves to a flag of its own."""
 
@@ -47,9 +54,11 @@ class Options:
     """What to vary; see below."""
     preset: str | None = setting(None, choices=PRESETS)
     """Budget; see below (default: full with a GPU, else demo)."""
-    num_trials: int | None = setting(None, least=1)
-    """Settings to try (default: the preset's)."""
-    epochs: int | None = setting(None, least=1)
+    num_trials: int | None = setting(
+        None, least=1, most=MOST_TRIALS, why="a proposal of TPE takes longer the more there are"
+    )
+    """Settings to try (default: the preset's); with --resume, more than before."""
+    epochs: int | None = setting(None, least=1, most=MOST_EPOCHS, why="each keeps a row")
     """Epochs of a trial that is never stopped (default: the preset's)."""
     width: int | None = setting(None, least=1)
     """Channels of both nets at the baseline (default: the preset's)."""
@@ -73,17 +82,20 @@ class Options:
     """Fix a setting, such as ema_decay=0.999; may be given several times."""
     max_concurrent: int | None = setting(None, least=1)
     """Trials at a time (default: all that fit; 1 repeats exactly)."""
-    gpus_per_trial: str = setting("0.25", metavar="X")
-    """Share of a GPU that each trial gets, if there is one; auto measures how many fit and pay."""
+    gpus_per_trial: str | None = setting(None, metavar="X")
+    """Share of a GPU that each trial gets, if there is one; auto measures how many fit and pay
+    (default: 0.25)."""
     seed: int = setting(0, least=0, most=MOST_SEED)
     """Seed of the sampler, and of every trial."""
     confirm: int | None = setting(None, least=0, metavar="K")
     """Train the best K again on fresh seeds afterwards; 0 does not (default: the preset's)."""
-    confirm_seeds: int | None = setting(None, least=1)
+    confirm_seeds: int | None = setting(
+        None, least=1, most=MOST_CONFIRM_SEEDS, why="each is a run of every confirmed setting"
+    )
     """Fresh seeds of each of them (default: the preset's)."""
     address: str | None = setting(None, metavar="HOST:PORT")
-    """HOST:PORT of the Ray cluster to run on; auto: the one that this machine is part of (default:
-    $RAY_ADDRESS, which Ray sets for jobs, else this machine alone)."""
+    """HOST:PORT of the Ray cluster to run on; auto: the one that this machine is part of; local:
+    this machine alone (default: $RAY_ADDRESS, which Ray sets for jobs, else local)."""
     storage: str = setting("runs", metavar="DIR")
     """Folder of all searches, or s3://… or gs://…"""
     name: str | None = setting(None, metavar="NAME")
@@ -103,19 +115,25 @@ class Options:
 
     def __post_init__(self) -> None:
         check_settings(self, flag_name)
+        if empty := [f.name for f in dataclasses.fields(self) if getattr(self, f.name) == ""]:
+            raise ValueError(f"{flag_name(empty[0])} is empty; leave it out, or give it a value")
+        if self.resume:  # as a shell completes it
+            object.__setattr__(self, "resume", self.resume.rstrip("/") or "/")
         if not self.resume and not self.search:
             raise ValueError(f"--search is missing; allowed: {', '.join(SEARCHES)}")
         if self.retry_failed and not self.resume:
             raise ValueError("--retry-failed goes with --resume NAME")
         for flag, name in (("--name", self.name), ("--resume", self.resume)):
-            if name is not None and (Path(name).name != name or name == ".."):
-                raise ValueError(
-                    f"{flag} is {name!r}; allowed is one folder name; use --storage for where it "
-                    f"lies"
-                )
+            if name is not None:
+                check_name(flag, name)
+        if self.address is not None:
+            check_address("--address", self.address)
+        if self.address == "local":
+            object.__setattr__(self, "address", None)
         objectives = parse_objectives(self.objectives)
         parse_settings(self.set)
-        parse_share(self.gpus_per_trial)
+        if self.gpus_per_trial is not None:
+            parse_share(self.gpus_per_trial)
         one_alone = self.scheduler and not SCHEDULERS[self.scheduler].several_objectives
         if one_alone and len(objectives) > 1:
             raise ValueError(
@@ -133,7 +151,7 @@ class Options:
     @property
     def share(self) -> float | None:
         """Share of a GPU for each trial; None has it measured."""
-        return parse_share(self.gpus_per_trial)
+        return parse_share(self.gpus_per_trial) if self.gpus_per_trial else SHARE
 
     def saved(self) -> dict[str, Any]:
         """What `search.json` keeps, as JSON values, to go on with."""
@@ -171,8 +189,10 @@ def make_parser() -> cli.Parser:
 def from_flags(parser: cli.Parser, arguments: Sequence[str] | None = None) -> Options:
     """The options of a command line; of this process's own where none is given."""
     given = cli.given_flags(parser.parse_args(arguments), Options)
-    if address := os.environ.get("RAY_ADDRESS"):
-        given.setdefault("address", address)
+    inherited = os.environ.get("RAY_ADDRESS")
+    if inherited and "address" not in given:
+        check_address("the environment's RAY_ADDRESS", inherited)
+        given["address"] = inherited
     return Options(**given)
 
 
@@ -235,6 +255,31 @@ def saved_options(record: dict[str, Any]) -> Options:
     return Options(**options | {"set": tuple(options["set"])})
 
 
+def check_name(flag: str, name: str) -> None:
+    """Refuses by a ValueError what is no name of a folder."""
+    if not name.isprintable() or len(os.fsencode(name)) > 200:
+        raise ValueError(f"{flag} is {name!r}; allowed is one line of at most 200 bytes")
+    if Path(name).name != name or name == "..":
+        parent, _, last = name.rpartition("/")
+        hint = f", such as {flag} {last} --storage {parent}" if last and parent else ""
+        raise ValueError(
+            f"{flag} is {name!r}; allowed is one folder name; use --storage for where it lies{hint}"
+        )
+
+
+def check_address(source: str, address: str) -> None:
+    """Refuses by a ValueError what is no address of a cluster, such as that of Ray's client
+    (`ray://`) or dashboard: the driver has to be part of the cluster."""
+    host, _, port = address.rpartition(":")
+    known = host and "://" not in address and port.isdecimal() and 0 < int(port) < 65536
+    if address not in ("auto", "local") and not known:
+        raise ValueError(
+            f"{source} is {address}; allowed is local, auto, or HOST:PORT of the cluster's head, "
+            f"from one of its machines; from elsewhere: ray job submit, or ray exec "
+            f"(docs/cluster.md)"
+        )
+
+
 def parse_objectives(text: str) -> tuple[str, ...]:
     """Columns to optimise from `fid,seconds_train`, of which the metric is the first."""
     names = tuple(name.strip() for name in text.split(","))
@@ -260,11 +305,16 @@ def parse_settings(texts: Iterable[str]) -> dict[str, Any]:
             raise ValueError(f"--set {text}: use --{key} instead")
         if key in settings:
             raise ValueError(f"--set {key} stands twice")
-        try:
-            settings[key] = json.loads(value)
-        except ValueError:
-            settings[key] = value
+        settings[key] = parse_value(value)
     return settings
+
+
+def parse_value(text: str) -> Any:
+    """A value in JSON, or as Python writes it (`.5`, `1_000`, `True`); else a bare word."""
+    for parse in (json.loads, ast.literal_eval):
+        with contextlib.suppress(ValueError, SyntaxError, RecursionError, MemoryError):
+            return parse(text)
+    return text
 
 
 def parse_share(text: str) -> float | None:

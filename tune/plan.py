@@ -177,7 +177,10 @@ def make_plan(options: Options, site: Site) -> Plan:
     objectives = parse_objectives(options.objectives)
     # nothing ends a grid, or a Pareto search, early
     usual = "fifo" if search.sampler == "grid" or len(objectives) > 1 else "asha"
-    points = saved_points(search, site.store) if options.resume else first_points(options, search)
+    if options.resume:
+        points = saved_points(options, search, site.store)
+    else:
+        points = first_points(options, search)
     share = options.share or site.share
     slots, gpus = resources(share, options.max_concurrent, site.cpus, site.gpus)
     return Plan(
@@ -230,6 +233,11 @@ def wanted_search(options: Options, device: str, precisions: tuple[str, ...]) ->
             f"--num-trials is {num_trials}; the {space} of {search.name} has {available} settings"
         )
     epochs = search.base.epochs
+    if options.confirm and options.confirm > num_trials:
+        raise ValueError(
+            f"--confirm is {options.confirm}; allowed is up to the {num_trials} trials of the "
+            f"search"
+        )
     if options.grace_period and options.grace_period > epochs:
         raise ValueError(
             f"--grace-period is {options.grace_period}; allowed is up to the {epochs} epochs of a "
@@ -258,7 +266,7 @@ def first_points(options: Options, search: Search) -> list[Point]:
     return [search.baseline(), *best_points(earlier.folder, search, count)]
 
 
-def saved_points(search: Search, store: Store) -> list[Point]:
+def saved_points(options: Options, search: Search, store: Store) -> list[Point]:
     """The first settings of the search to resume, whose space must be the same."""
     record = read_record(store)
     kept = {name: json_to_distribution(json.dumps(axis)) for name, axis in record["axes"].items()}
@@ -269,6 +277,13 @@ def saved_points(search: Search, store: Store) -> list[Point]:
                 f"{store.location} cannot go on here: {name} was over {describe_axis(was)}, is "
                 f"over {describe_axis(now)} (a device must do all precisions of a search)"
             )
+    if search.num_trials < record["num_trials"]:
+        raise ValueError(
+            f"--num-trials is {search.num_trials}; {store.location} was to have "
+            f"{record['num_trials']}, and may only have more"
+        )
+    if search.sampler == "grid":
+        return first_points(options, search)
     points: list[Point] = record["points"]
     return points
 

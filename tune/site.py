@@ -26,7 +26,14 @@ from dcgan.models import build
 from dcgan.schema import LOCK_FILE, SEARCH_FILE
 from dcgan.state import to_device
 from dcgan.store import Mirror, Store, search_store
-from tune.cluster import Cluster, check_data, check_storage, check_versions, result
+from tune.cluster import (
+    Cluster,
+    check_data,
+    check_storage,
+    check_temporary,
+    check_versions,
+    result,
+)
 from tune.options import Options
 from tune.plan import Packing, Site, wanted_search
 from tune.searches import Search, choices_of
@@ -48,6 +55,8 @@ def survey(options: Options) -> Site:
         MemoryError: a GPU has no room for a single trial.
     """
     cluster = Cluster(options.address) if options.address else None
+    if not cluster:
+        check_temporary()
     if cluster:
         check_versions(cluster)
         if not cluster.check_ready():

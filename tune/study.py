@@ -17,6 +17,10 @@ from tune.ledger import DIRECTIONS, RETRY_OF, record_epoch, running
 from tune.plan import Plan
 from tune.searches import Point
 
+# few random trials first, and many candidates for each later one: measured by tune.simulate
+# (docs/log.md); the same for any number of trials, so that more can be asked for later
+STARTUP_TRIALS = 5
+CANDIDATES = 200
 REDRAWS = 10  # proposals that were tried before; then chance picks one that was not
 
 
@@ -93,10 +97,9 @@ class StudySearch(Searcher):
         seed = int(seeds.generate_state(1)[0])
         if self.plan.sampler != "tpe":
             return optuna.samplers.RandomSampler(seed=seed)
-        # few random trials first, and many candidates for each later one: measured by tune.simulate
-        # (docs/log.md)
-        startup = min(5, max(1, self.plan.num_trials // 3))
-        tpe = optuna.samplers.TPESampler(seed=seed, n_startup_trials=startup, n_ei_candidates=200)
+        tpe = optuna.samplers.TPESampler(
+            seed=seed, n_startup_trials=STARTUP_TRIALS, n_ei_candidates=CANDIDATES
+        )
         tpe._search_space = self._space_so_far  # private: it takes none from outside
         return tpe
 

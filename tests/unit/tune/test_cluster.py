@@ -16,6 +16,7 @@ from tune.cluster import (
     capacity,
     check_data,
     check_storage,
+    check_temporary,
     check_versions,
     connect,
     describe_nodes,
@@ -84,11 +85,21 @@ def test_machines_as_a_person_reads_them() -> None:
     assert describe_nodes([node(f"n{i}") for i in range(10)]).endswith("n6, n7 and 2 more")
 
 
-@pytest.mark.parametrize("address", ["ray://127.0.0.1:10001", "10.0.0.1", "head:", ":6379", "a:b"])
-def test_an_address_of_another_kind_is_refused(address: str) -> None:
-    message = f"--address is {address}; allowed is auto, or HOST:PORT of the cluster's head"
-    with pytest.raises(ValueError, match=f"^{re.escape(message)}"):
-        connect(address)
+@pytest.mark.parametrize("name", ["RAY_TMPDIR", "TMPDIR"])
+def test_a_temporary_folder_too_long_for_sockets_is_named(
+    name: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.delenv("RAY_TMPDIR", raising=False)
+    monkeypatch.setenv(name, "/tmp")
+    check_temporary()
+    monkeypatch.setenv(name, f"/tmp/{'long/' * 12}")
+    with pytest.raises(
+        ValueError, match=rf"^the environment's {name} is /tmp/long/.*/, \d+ bytes too"
+    ):
+        check_temporary()
+    if name == "TMPDIR":  # the other one counts
+        monkeypatch.setenv("RAY_TMPDIR", "/tmp")
+        check_temporary()
 
 
 def test_nothing_answers_at_a_closed_port() -> None:

@@ -2,7 +2,6 @@
 
 import dataclasses
 import json
-import re
 import shlex
 from pathlib import Path
 from typing import Any
@@ -205,23 +204,34 @@ def test_a_stage_once_begun_is_gone_on_with(tmp_path: Path) -> None:
     search(plan, "9 5 7")
     first = stage_of(plan, 2, 2, {"device": "here"})
     before = (first.folder / SEARCH_FILE).read_bytes()
-    searcher = StudySearch(plan, open_ledger(plan.folder))
-    searcher.suggest("late")
-    searcher.on_trial_complete(
-        "late", {"epoch": EPOCHS, "fid": 1.0}
-    )  # better than all, but the choice is made
-    assert candidates(plan, 2)[0]["trial"] == "trial_0003"
     again = stage_of(plan, 2, 2, {"device": "elsewhere"})
     assert (again.points, again.search, again.folder) == (first.points, first.search, first.folder)
     assert (first.folder / SEARCH_FILE).read_bytes() == before
-    for top, count in ((1, 2), (2, 3), (3, 3)):
-        message = (
-            f"{first.folder} confirms the best 2 on 2 seeds, not {top} on {count}; "
-            f"delete that folder to confirm anew"
-        )
-        with pytest.raises(ValueError, match=f"^{re.escape(message)}$"):
-            stage_of(plan, top, count, {})
-    assert (first.folder / SEARCH_FILE).read_bytes() == before
+
+
+def test_a_stage_of_other_settings_or_seeds_is_put_aside(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    plan = make_plan(tmp_path, "--num-trials 4")
+    search(plan, "9 5 7")
+    first = stage_of(plan, 2, 2, {})
+    (first.folder / "trial_0000").mkdir()
+    before = (first.folder / SEARCH_FILE).read_bytes()
+    searcher = StudySearch(plan, open_ledger(plan.folder))
+    searcher.suggest("late")
+    searcher.on_trial_complete("late", {"epoch": EPOCHS, "fid": 1.0})  # better than all
+    again = stage_of(plan, 2, 2, {})
+    assert again.points != first.points
+    assert again.folder == first.folder
+    assert list(again.folder.iterdir()) == [again.folder / SEARCH_FILE]
+    aside = first.folder.with_name("confirm-1")
+    assert (aside / SEARCH_FILE).read_bytes() == before
+    assert (aside / "trial_0000").is_dir()
+    assert capsys.readouterr().out.strip().endswith("is now confirm-1")
+    for number, (top, count) in enumerate(((1, 2), (2, 3), (3, 3)), start=2):
+        stage = stage_of(plan, top, count, {})
+        assert first.folder.with_name(f"confirm-{number}").is_dir()
+        assert len(stage.points) == (top + 1) * count
 
 
 def test_a_search_without_a_study_cannot_be_confirmed(tmp_path: Path) -> None:

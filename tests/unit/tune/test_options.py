@@ -130,7 +130,15 @@ def test_the_cluster_of_a_ray_job_is_taken_unless_another_is_given(
     monkeypatch.setenv("RAY_ADDRESS", "10.0.0.1:6379")
     assert parse("").address == "10.0.0.1:6379"
     assert parse("--address auto").address == "auto"
+    assert parse("--address local").address is None
     assert Options(search="hparams").address is None
+    for address in ("", "local"):
+        monkeypatch.setenv("RAY_ADDRESS", address)
+        assert parse("").address is None
+    monkeypatch.setenv("RAY_ADDRESS", "http://127.0.0.1:8265")
+    with pytest.raises(ValueError, match=r"^the environment's RAY_ADDRESS is http://"):
+        parse("")
+    assert parse("--address local").address is None
 
 
 # What is refused
@@ -139,15 +147,28 @@ COLUMNS_ALLOWED = f"; allowed: {', '.join(OBJECTIVES)}"
 REFUSED: list[tuple[str, str]] = [
     *(
         (f"--{flag} {value}", f"--{flag} is {value}; allowed is at least 1")
-        for flag in (
-            "num-trials",
-            "epochs",
-            "max-concurrent",
-            "grace-period",
-            "width",
-            "confirm-seeds",
-        )
+        for flag in ("max-concurrent", "grace-period", "width")
         for value in (0, -3)
+    ),
+    *(
+        (f"--{flag} {value}", f"--{flag} is {value}; allowed is 1 to {most}: ")
+        for flag, most in (("num-trials", 100_000), ("epochs", 100_000), ("confirm-seeds", 1_000))
+        for value in (0, -3, most + 1, 10**22)
+    ),
+    *((f"--{flag} ''", f"--{flag} is empty;") for flag in ("name", "resume", "storage", "address")),
+    ("--name 'a\nb'", "--name is 'a\\nb'; allowed is one line of at most 200 bytes"),
+    (f"--name {'ü' * 101}", f"--name is {'ü' * 101!r}; allowed is one line of at most 200 bytes"),
+    (
+        "--resume runs/a",
+        "--resume is 'runs/a'; allowed is one folder name; use --storage for where "
+        "it lies, such as --resume a --storage runs",
+    ),
+    *(
+        (
+            f"--address {address}",
+            f"--address is {address}; allowed is local, auto, or HOST:PORT of the cluster's head",
+        )
+        for address in ("ray://127.0.0.1:10001", "10.0.0.1", "head:", ":6379", "a:b", "a:65536")
     ),
     ("--confirm -1", "--confirm is -1; allowed is at least 0"),
     ("--replicas 0", "--replicas is 0; allowed is 1 to 64"),
@@ -240,6 +261,10 @@ def test_objectives_are_read(text: str, names: tuple[str, ...]) -> None:
         (['optimizer="adam"'], {"optimizer": "adam"}),
         (["latent_size="], {"latent_size": ""}),
         (["latent_size=true"], {"latent_size": True}),
+        (["beta1=.5", "beta2=+.9"], {"beta1": 0.5, "beta2": 0.9}),
+        (["batch_size=1_000", "latent_size=0x10"], {"batch_size": 1000, "latent_size": 16}),
+        (["optimizer='adam'", "ema_decay=5."], {"optimizer": "adam", "ema_decay": 5.0}),
+        (["optimizer=" + "[" * 9999], {"optimizer": "[" * 9999}),
     ],
 )
 def test_settings_are_json_or_words(texts: list[str], settings: dict[str, Any]) -> None:
@@ -283,6 +308,8 @@ def test_a_resumed_search_has_the_same_options(text: str, tmp_path: Path) -> Non
         ("--confirm 0", {"confirm": 0}),
         ("--confirm-seeds 9", {"confirm_seeds": 9}),
         ("--wandb disabled", {"wandb": "disabled"}),
+        ("--num-trials 20", {"num_trials": 20}),
+        ("--max-concurrent 3 --gpus-per-trial .25", {"max_concurrent": 3, "gpus_per_trial": ".25"}),
         ("--dry-run", {"dry_run": True}),
         ("--data-dir d", {"data_dir": Path("d")}),
         ("--no-report --retry-failed", {"report": False, "retry_failed": True}),
@@ -331,8 +358,13 @@ def test_on_resuming_only_some_flags_are_allowed(tmp_path: Path) -> None:
         message = f"^{flag_name(name)} cannot go with --resume: the search keeps its own settings$"
         with pytest.raises(ValueError, match=message):
             resumed(from_flags(make_parser(), arguments))
-    with pytest.raises(ValueError, match=r"^--num-trials, --seed cannot go with --resume"):
-        resume(tmp_path, "--seed 1 --num-trials 3")
+    with pytest.raises(ValueError, match=r"^--epochs, --seed cannot go with --resume"):
+        resume(tmp_path, "--seed 1 --epochs 3")
+
+
+def test_a_name_may_end_as_a_shell_completes_it(tmp_path: Path) -> None:
+    saved(tmp_path)
+    assert resume(tmp_path, name="run/") == resume(tmp_path)
 
 
 def test_a_search_that_is_not_there(tmp_path: Path) -> None:
@@ -386,7 +418,7 @@ def test_a_record_with_an_unknown_option_or_a_wrong_value_is_refused(tmp_path: P
     with pytest.raises(ValueError, match=r"is damaged .*, or should not have, turbo"):
         resume(tmp_path)
     saved(tmp_path, options=options.saved() | {"epochs": 0})
-    with pytest.raises(ValueError, match=r"is damaged \(--epochs is 0; allowed is at least 1\)"):
+    with pytest.raises(ValueError, match=r"is damaged \(--epochs is 0; allowed is 1 to "):
         resume(tmp_path)
 
 
