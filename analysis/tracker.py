@@ -8,10 +8,12 @@ Of a trial that trains several lanes, the mean over lanes is logged, with the st
 the metric.
 """
 
+import contextlib
 import hashlib
 import io
 import json
 import os
+import re
 import secrets
 import shutil
 from collections.abc import Iterator, Mapping, Sequence
@@ -52,6 +54,7 @@ if TYPE_CHECKING:
 RECORD = "wandb.json"
 PROJECT = "dcgan-tune"  # unless WANDB_PROJECT names another
 LOCKED_SECONDS = 20.0  # that the driver may hold the study's file
+ARTIFACT_SECONDS = 120  # that an artifact may take
 INIT_SECONDS = 20.0  # after which an unreachable server is given up
 ANSWERS = (TABLE_FILE, "table.md", BEST_FILE, "best.png", "confirm.csv", "confirm.md")
 """What a search found."""
@@ -78,8 +81,62 @@ ABOUT = (
 """What of `search.json` is the config of the search's own run."""
 
 
-class UnreachableError(Exception):
-    """W&B does not take a run: no network, no such key, no such project."""
+OF_A_RUN = (
+    *("RUN", "NAME", "NOTES", "TAGS", "JOB_TYPE", "SWEEP", "RESUME", "FORK", "PROGRAM", "LAUNCH"),
+    *("AGENT", "DIR", "SERVICE", "_SERVICE"),
+)
+"""How W&B's variables begin that say which run a process is, and how it runs; ours say themselves
+what they are, and those of another job are not meant for them."""
+NAME_LENGTH = 128  # of what W&B takes
+
+
+class RefusedError(Exception):
+    """W&B does not take a run: no network, no such key, no such project, a setting that it does not
+    know."""
+
+
+def wanted_mode() -> str:
+    """What W&B itself would do in this environment: `online` only where it has a key and is not
+    switched off, by `wandb offline`, `wandb disabled` or `WANDB_MODE`."""
+    # private: W&B's public ways to ask start a process of its own, prompt for a key, or print
+    from wandb.sdk.lib.wbauth import authenticate_session
+    from wandb.sdk.wandb_setup import singleton
+
+    try:
+        with without_other_runs():
+            settings = singleton().settings
+            key = authenticate_session(
+                host=settings.base_url, source="tune.run", prompt=False, update_session=False
+            )
+    except Exception as error:  # of many classes
+        print(f"W&B refuses its settings, so runs stay offline: {one_line(error)}", flush=True)
+        return "offline"
+    if settings.mode == "disabled":
+        return "disabled"
+    if settings.mode in ("offline", "dryrun"):
+        return "offline"
+    return "online" if key else "offline"
+
+
+@contextlib.contextmanager
+def without_other_runs() -> Iterator[None]:
+    """Hides what W&B's variables say of a run, such as one of another job."""
+    starts = tuple(f"WANDB_{start}" for start in OF_A_RUN)
+    hidden = {name: os.environ.pop(name) for name in list(os.environ) if name.startswith(starts)}
+    try:
+        yield
+    finally:
+        os.environ.update(hidden)
+
+
+def fitting(name: str, allowed: str = r"\w. -") -> str:
+    """A name as W&B takes it: other characters become dashes, and its end is cut off."""
+    return re.sub(f"[^{allowed}]", "-", name, flags=re.ASCII)[:NAME_LENGTH]
+
+
+def one_line(error: BaseException) -> str:
+    """What an error says, without line breaks."""
+    return " ".join(str(error).split()) or type(error).__name__
 
 
 class Tracker:
@@ -97,15 +154,19 @@ class Tracker:
     def __init__(self, store: Store, mode: str) -> None:
         folder = store.folder
         self.store, self.folder, self.mode = store, folder, mode
+        self.refused = False  # whether W&B did not take something
+        self.project = fitting(os.environ.pop("WANDB_PROJECT", "") or PROJECT)
         store.clear()
         store.get_small()
         if not (folder / SEARCH_FILE).is_file():
             raise FileNotFoundError(f"no search at {store.location}: it has no {SEARCH_FILE}")
         self.search = json.loads((folder / SEARCH_FILE).read_text(encoding="utf-8"))
         self.file = folder / RECORD
-        self.record: dict[str, Any] = {"id": secrets.token_hex(4), "runs": [], "answers": []}
+        self.record: dict[str, Any] = {"id": secrets.token_hex(4), "runs": []}
         if self.file.is_file():
             self.record = json.loads(self.file.read_text(encoding="utf-8"))
+        # hash of what was logged of each part of the search's own run
+        self.parts = self.record.setdefault("parts", {})
         # epochs and status that were logged, by trial; an earlier version's word for it was "told"
         self.logged = self.record.setdefault("logged", self.record.pop("told", {}))
         self.open: dict[str, Any] = {}
@@ -122,7 +183,19 @@ class Tracker:
         for trial, status in self.trials():
             ended = status in STATUS_OF_STATE.values()
             if ended or last or self.mode == "online":
-                self.log_new(trial, status, close=ended or last)
+                with self.apart(str(trial.relative_to(self.folder))):
+                    self.log_new(trial, status, close=ended or last)
+
+    @contextlib.contextmanager
+    def apart(self, what: str) -> Iterator[None]:
+        """Has the failure of one thing lose no other: it becomes a line."""
+        try:
+            yield
+        except RefusedError:
+            raise
+        except Exception as error:  # of W&B's many classes
+            self.refused = True
+            print(f"W&B did not take {what}: {one_line(error)}", flush=True)
 
     def trials(self) -> Iterator[tuple[Path, str]]:
         """Folder and status of each trial that has begun, of the search and of its confirm
@@ -176,11 +249,8 @@ class Tracker:
         run.tags = (self.search["search"], kind, status)
 
     def begin(self, name: str, kind: str, config: dict[str, Any]) -> Any:
-        """A new W&B run, or the one of that name begun before.
-
-        Raises:
-            UnreachableError: online, W&B does not take it.
-        """
+        """A new W&B run, or the one of that name begun before; a RefusedError if W&B does not take
+        it."""
         import wandb
 
         mode: Any = self.mode
@@ -192,24 +262,23 @@ class Tracker:
             disable_git=True,
             init_timeout=INIT_SECONDS,
         )
+        group = self.folder.name[:NAME_LENGTH]
         try:
             run = wandb.init(
-                project=os.environ.get("WANDB_PROJECT", PROJECT),
+                project=self.project,
                 dir=self.folder,
                 mode=mode,
                 settings=settings,
                 id=f"{self.record['id']}-{name.replace('/', '-')}",
                 resume="allow",
                 reinit="create_new",
-                name=f"{self.folder.name}/{name}",
-                group=self.folder.name,
+                name=f"{group[: NAME_LENGTH - len(name) - 1]}/{name}",
+                group=group,
                 job_type=kind,
                 config=config,
             )
         except Exception as error:  # of many classes
-            if self.mode == "online":
-                raise UnreachableError(repr(error)) from error
-            raise
+            raise RefusedError(one_line(error)) from error
         run.define_metric("*", step_metric="epoch")
         if self.mode == "offline":
             self.record["runs"].append(Path(run.dir).parent.name)
@@ -221,33 +290,61 @@ class Tracker:
         self.store.put(self.folder / "wandb", self.file)
 
     def summarize(self) -> None:
-        """Logs one more run, of the search: its table, the samples of the best, importances, the
-        answer and the best G."""
-        import wandb
-
-        content = b"".join(path.read_bytes() for path in self.files(ANSWERS))
-        answer = hashlib.sha256(content).hexdigest()
+        """Logs one more run, of the search, whose parts are its table with the samples of the best,
+        the best G, the answer and, online, the dashboard; each that W&B does not have yet."""
         table = pd.read_csv(self.folder / TABLE_FILE)
         ranked = table.dropna(subset="rank").to_dict("records")
-        if not ranked or answer in self.record["answers"]:
+        if not ranked:
             return
         best = self.folder / ranked[0]["trial"]
-        run = self.begin("summary", "search", {name: self.search[name] for name in ABOUT})
-        run.log(self.charts(table, ranked), step=len(self.record["answers"]))
+        log = {
+            "table": lambda run: self.log_table(run, table, ranked),
+            "model": lambda run: self.log_artifact(run, "model", [best / CHECKPOINT_FILE]),
+            "answer": lambda run: self.log_artifact(run, "answer", self.files(ANSWERS + REPORTS)),
+        }
+        content = b"".join(path.read_bytes() for path in self.files(ANSWERS))
+        wanted = dict.fromkeys(log, hashlib.sha256(content).hexdigest())
+        if self.mode == "online":
+            log["dashboard"] = self.make_dashboard
+            wanted["dashboard"] = "made"
+        missing = [name for name in log if self.parts.get(name) != wanted[name]]
+        if not missing:
+            return
         self.store.get(f"{best.name}/{CHECKPOINT_FILE}")
-        artifacts = {"model": [best / CHECKPOINT_FILE], "answer": self.files(ANSWERS + REPORTS)}
-        for kind, paths in artifacts.items():
-            artifact = wandb.Artifact(f"{self.folder.name}-{kind}", type=kind)
-            for path in paths:
-                artifact.add_file(str(path))
-            run.log_artifact(artifact)
-        run.summary.update({f"best/{METRIC}": ranked[0][METRIC], "best/trial": best.name})
+        run = self.begin("summary", "search", {name: self.search[name] for name in ABOUT})
+        logged = {}
+        for name in missing:
+            with self.apart(f"the search's {name}"):
+                log[name](run)
+                logged[name] = wanted[name]
         run.finish()
-        if self.mode == "online" and "dashboard" not in self.record:
-            view = dashboard(run.entity, run.project, self.folder.name, self.search["axes"])
-            self.record["dashboard"] = view.save().url
-        self.record["answers"].append(answer)
+        self.parts |= logged
         self.save()
+
+    def log_table(self, run: Any, table: pd.DataFrame, ranked: Sequence[Mapping[Any, Any]]) -> None:
+        """Logs the table and what else the search's own run shows, a step an answer."""
+        step = self.record.setdefault("tables", 0)
+        run.log(self.charts(table, ranked), step=step)
+        best = {f"best/{METRIC}": ranked[0][METRIC], "best/trial": ranked[0]["trial"]}
+        run.summary.update(best)
+        self.record["tables"] = step + 1
+
+    def log_artifact(self, run: Any, kind: str, files: Sequence[Path]) -> None:
+        """Logs files as an artifact, and waits until it is uploaded."""
+        import wandb
+
+        artifact = wandb.Artifact(fitting(f"{kind}-{self.folder.name}", r"\w.-"), type=kind)
+        for file in files:
+            artifact.add_file(str(file))
+        logged = run.log_artifact(artifact)
+        if self.mode == "online":
+            logged.wait(ARTIFACT_SECONDS)
+
+    def make_dashboard(self, run: Any) -> None:
+        """Makes the workspace of the search's runs."""
+        group = self.folder.name[:NAME_LENGTH]
+        view = dashboard(run.entity, run.project, group, self.search["axes"])
+        self.record["dashboard"] = view.save().url
 
     def charts(self, table: pd.DataFrame, ranked: Sequence[Mapping[Any, Any]]) -> dict[str, Any]:
         """What the search's own run shows."""
@@ -329,11 +426,11 @@ def dashboard(entity: str, project: str, group: str, axes: Mapping[str, Any]) ->
     return Workspace(
         entity=entity,
         project=project,
-        name=group,
+        name=fitting(group),
         sections=[
             Section(name=name, panels=panel, is_open=True) for name, panel in sections.items()
         ],
-        runset_settings=RunsetSettings(filters=f"Metric('Group') == '{group}'"),
+        runset_settings=RunsetSettings(filters=f"Metric('Group') == {group!r}"),
     )
 
 

@@ -11,7 +11,14 @@ from dcgan import checkpoint
 from dcgan.config import read_lanes, write_lanes
 from dcgan.data import load_split, to_unit_range
 from dcgan.images import interpolate, sample, save_grid
-from dcgan.schema import BEST_FILE, CHECKPOINT_FILE, METRIC, STUDY_FILE, TRIALS_PATTERN
+from dcgan.schema import (
+    BEST_FILE,
+    CHECKPOINT_FILE,
+    ERROR_FILE,
+    METRIC,
+    STUDY_FILE,
+    TRIALS_PATTERN,
+)
 from tune.plan import Plan, quoted
 
 GRID = 64  # images of a sample grid
@@ -27,7 +34,10 @@ def print_answer(plan: Plan) -> bool:
     print(f"\n{text}\n")
     best = tables.best_of(table)
     if best is None:
-        print(f"no trial has finished; what failed says why in its error.txt, in {plan.folder}")
+        why = ""
+        if (table["status"] == "failed").any():
+            why = f"; what failed says why in its {ERROR_FILE}, in {plan.folder}"
+        print(f"no trial has finished{why}")
         return False
     trial, value, epoch = best["trial"], best[METRIC], best["best_epoch"]
     lanes = read_lanes(plan.folder / trial)

@@ -47,15 +47,16 @@ def run(options: Options) -> int:
 def search(plan: Plan, options: Options, record: dict[str, Any]) -> int:
     """Runs a plan, of which `search.json` keeps the record, from its first trial to the report;
     returns the exit code."""
+    from analysis.tracker import wanted_mode
     from tune.answer import print_answer, print_confirmed, report_command, write_page
     from tune.confirm import train_again
     from tune.ledger import retry_failed
     from tune.progress import Progress
     from tune.runner import run_plan, session, storage_error
-    from tune.track import default_mode, describe, tracked, tracking
+    from tune.track import describe, tracked, tracking
 
     try:
-        mode = options.wandb or default_mode()
+        mode = options.wandb or wanted_mode()
         print(f"{'tracking':<8} {describe(mode, tracked(plan.location).folder)}\n", flush=True)
         with session(plan, record) as stop, tracking(plan, mode, stop):
             if options.retry_failed:

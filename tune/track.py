@@ -6,7 +6,6 @@ reach the search. What it logs is in `analysis.tracker`.
 
 import argparse
 import contextlib
-import netrc
 import os
 import shlex
 import subprocess
@@ -28,18 +27,6 @@ LOG = "wandb.log"
 POLL_SECONDS = 3.0
 POLL_STORAGE_SECONDS = 15.0
 FINISH_SECONDS = 60.0  # that a search waits, at its end, for its runs to be complete
-
-
-def default_mode() -> str:
-    """`WANDB_MODE`, else online with a key of the environment or `wandb login`, else offline."""
-    if (asked := os.environ.get("WANDB_MODE")) in WANDB_MODES:
-        return asked
-    url = os.environ.get("WANDB_BASE_URL", "https://api.wandb.ai")
-    host = url.partition("://")[2].partition("/")[0]
-    with contextlib.suppress(OSError, netrc.NetrcParseError):
-        if netrc.netrc(os.environ.get("NETRC")).authenticators(host):
-            return "online"
-    return "online" if os.environ.get("WANDB_API_KEY") else "offline"
 
 
 def describe(mode: str, folder: Path) -> str:
@@ -105,9 +92,9 @@ def wait_for_end(stream: IO[str]) -> threading.Event:
     return ended
 
 
-def track(store: Store, mode: str, *, follow: bool) -> None:
+def track(store: Store, mode: str, *, follow: bool) -> bool:
     """Logs what is new, again and again until standard input ends if asked to follow, and once the
-    search has a table its answer."""
+    search has a table its answer; returns whether W&B took it all."""
     from analysis.tracker import Tracker
 
     tracker = Tracker(store, mode)
@@ -118,6 +105,7 @@ def track(store: Store, mode: str, *, follow: bool) -> None:
     tracker.update(last=True)
     if (store.folder / TABLE_FILE).is_file():
         tracker.summarize()
+    return not tracker.refused
 
 
 def main() -> None:
@@ -131,17 +119,25 @@ def main() -> None:
     # until standard input ends
     parser.add_argument("--follow", action="store_true", help=argparse.SUPPRESS)
     args = parser.parse_args()
-    from analysis.tracker import UnreachableError
+    from analysis.tracker import RefusedError, wanted_mode, without_other_runs
 
-    with cli.one_line_errors(parser):
+    with cli.one_line_errors(parser), without_other_runs():
         store = tracked(args.run)
+        mode = args.wandb or wanted_mode()
+        if mode == "disabled":
+            raise ValueError(
+                "W&B is switched off here (wandb disabled, or WANDB_MODE); give --wandb"
+            )
         try:
-            track(store, args.wandb or default_mode(), follow=args.follow)
-        except UnreachableError as error:
+            complete = track(store, mode, follow=args.follow)
+        except RefusedError as error:
+            if mode == "offline":
+                parser.fail(f"W&B refuses: {error}", code=1)
             offline = sync_command(store.folder)
             print(f"W&B cannot be reached ({error}); going on offline: {offline}", flush=True)
             # in a new process, since this one's service does not take these runs again
             os.execv(sys.executable, [*sys.orig_argv, "--wandb", "offline"])
+    sys.exit(0 if complete else 1)
 
 
 if __name__ == "__main__":

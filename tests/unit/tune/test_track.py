@@ -12,37 +12,88 @@ import pytest
 
 from analysis import tracker
 from tune import track
-from tune.track import default_mode, describe, sync_command, tracked, wait_for_end
+from tune.track import describe, sync_command, tracked, wait_for_end
 
 ROOT = Path(__file__).parents[3]
 
 
-@pytest.fixture(autouse=True)
-def no_key(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    for name in ("WANDB_MODE", "WANDB_API_KEY", "WANDB_BASE_URL"):
-        monkeypatch.delenv(name, raising=False)
-    monkeypatch.setenv("NETRC", str(tmp_path / "netrc"))
+KEY = "f00d" * 10
 
 
-def test_tracking_is_online_where_there_is_a_key(
-    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+def mode_in(home: Path, cwd: Path | None = None, **variables: str) -> tuple[str, str]:
+    """The mode of a new process of a person with this home, and what else was printed."""
+    own = {name: value for name, value in os.environ.items() if not name.startswith("WANDB")}
+    code = "from analysis.tracker import wanted_mode; print(wanted_mode())"
+    done = subprocess.run(
+        [sys.executable, "-c", code],
+        cwd=cwd or home,
+        env=own | {"HOME": str(home), "PYTHONPATH": str(ROOT)} | variables,
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    *lines, mode = done.stdout.splitlines()
+    return mode, "\n".join(lines)
+
+
+def wandb(home: Path, command: str) -> None:
+    """W&B's own command, in a folder."""
+    words = [sys.executable, "-m", "wandb", command]
+    subprocess.run(words, cwd=home, env={**os.environ, "HOME": str(home)}, check=True)
+
+
+@pytest.mark.parametrize(
+    ("variables", "mode"),
+    [
+        ({}, "offline"),
+        ({"WANDB_API_KEY": KEY}, "online"),
+        ({"WANDB_API_KEY": KEY, "WANDB_MODE": "online"}, "online"),
+        ({"WANDB_API_KEY": KEY, "WANDB_MODE": "run"}, "online"),
+        ({"WANDB_API_KEY": KEY, "WANDB_MODE": "dryrun"}, "offline"),
+        ({"WANDB_API_KEY": KEY, "WANDB_MODE": "offline"}, "offline"),
+        ({"WANDB_API_KEY": KEY, "WANDB_MODE": "disabled"}, "disabled"),
+        ({"WANDB_MODE": "online"}, "offline"),
+    ],
+)
+def test_tracking_is_as_much_online_as_wandb_itself(
+    variables: dict[str, str], mode: str, tmp_path: Path
 ) -> None:
-    assert default_mode() == "offline"
-    (tmp_path / "netrc").write_text("machine api.wandb.ai login user password x\n")
-    assert default_mode() == "online"
-    monkeypatch.setenv("WANDB_BASE_URL", "https://wandb.example.org/")
-    assert default_mode() == "offline"
-    monkeypatch.setenv("WANDB_API_KEY", "x")
-    assert default_mode() == "online"
-    monkeypatch.setenv("WANDB_MODE", "disabled")
-    assert default_mode() == "disabled"
-    monkeypatch.setenv("WANDB_MODE", "nonsense")
-    assert default_mode() == "online"
+    assert mode_in(tmp_path, **variables) == (mode, "")
 
 
-def test_a_damaged_netrc_holds_no_key(tmp_path: Path) -> None:
-    (tmp_path / "netrc").write_text("machine\n")
-    assert default_mode() == "offline"
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [
+        *(("WANDB_MODE", "nonsense"), ("WANDB_API_KEY", "short"), ("WANDB_PROJECT", "a/b")),
+        *(("WANDB_INIT_TIMEOUT", "abc"), ("WANDB_BASE_URL", "no url")),
+    ],
+)
+def test_what_wandb_refuses_of_its_settings_is_a_line(
+    name: str, value: str, tmp_path: Path
+) -> None:
+    mode, said = mode_in(tmp_path, **{"WANDB_API_KEY": KEY, name: value})
+    assert mode == "offline"
+    assert said.startswith("W&B refuses its settings, so runs stay offline: ")
+    assert said.count("\n") == 0
+
+
+def test_a_key_is_one_of_the_server_that_is_asked(tmp_path: Path) -> None:
+    netrc = tmp_path / ".netrc"
+    netrc.write_text(f"machine api.wandb.ai login user password {KEY}\n")
+    netrc.chmod(0o600)
+    assert mode_in(tmp_path)[0] == "online"
+    assert mode_in(tmp_path, WANDB_BASE_URL="https://wandb.example.org")[0] == "offline"
+    netrc.write_text("machine\n")
+    assert mode_in(tmp_path)[0] == "offline"
+
+
+def test_wandb_switched_off_in_a_folder_is_off_there(tmp_path: Path) -> None:
+    elsewhere = tmp_path / "elsewhere"
+    elsewhere.mkdir()
+    for command, mode in (("offline", "offline"), ("disabled", "disabled"), ("online", "online")):
+        wandb(tmp_path, command)
+        assert mode_in(tmp_path, WANDB_API_KEY=KEY)[0] == mode
+        assert mode_in(tmp_path, elsewhere, WANDB_API_KEY=KEY)[0] == "online"
 
 
 def test_the_command_to_upload_can_be_pasted() -> None:
@@ -70,13 +121,14 @@ def test_where_wandb_cannot_be_reached_a_new_process_goes_on_offline(
 
     class Unreachable:
         def __init__(self, *_: Any) -> None:
-            raise tracker.UnreachableError("no route to host")
+            raise tracker.RefusedError("no route to host")
 
     monkeypatch.setattr(tracker, "Tracker", Unreachable)
     monkeypatch.setattr(os, "execv", lambda _, words: started.append(words))
     monkeypatch.setattr(sys, "argv", ["track", str(tmp_path)])
     monkeypatch.setattr(sys, "orig_argv", ["python", "-m", "tune.track", str(tmp_path)])
-    track.main()
+    with pytest.raises(UnboundLocalError):  # execv does not return
+        track.main()
     assert started == [["python", "-m", "tune.track", str(tmp_path), "--wandb", "offline"]]
     out = capsys.readouterr().out
     assert out.startswith("W&B cannot be reached (no route to host); going on offline: wandb sync")

@@ -1,0 +1,176 @@
+"""A search in W&B, online: at a server in this process that speaks W&B's protocol, whose client and
+service are the real ones. What is written offline is in test_tracking.py."""
+
+import json
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from collections import Counter
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from search_processes import ONE_AT_A_TIME, at, start, wait_for
+from search_results import rows_now
+from wandb_server import KEY, RunOnServer, Server
+
+from dcgan.files import read_rows
+from dcgan.schema import CHECKPOINT_FILE, ROWS_FILE, TABLE_FILE, TRIALS_PATTERN
+
+ROOT = Path(__file__).parents[2]
+pytestmark = [pytest.mark.slow, pytest.mark.usefixtures("nothing_left_running")]
+PARTS = {"run_table", "model", "answer"}
+
+
+@pytest.fixture
+def server() -> Iterator[Server]:
+    server = Server()
+    yield server
+    server.close()
+
+
+@pytest.fixture
+def folder(undisturbed: Path, tmp_path: Path) -> Path:
+    """A search that ended, and was not tracked, under a name that no artifact may have."""
+    return Path(shutil.copytree(undisturbed, tmp_path / f"lr=1e-3 v1+ema, exp (2) it's {'x' * 90}"))
+
+
+def variables(server: Server) -> dict[str, str]:
+    own = {name: value for name, value in os.environ.items() if not name.startswith("WANDB")}
+    return own | {"WANDB_API_KEY": KEY, "WANDB_BASE_URL": server.url}
+
+
+def track(folder: Path, server: Server, **more: str) -> tuple[int, str]:
+    """Exit code and output of `tune.track`."""
+    done = subprocess.run(
+        [sys.executable, "-m", "tune.track", folder],
+        cwd=ROOT,
+        env=variables(server) | {"HOME": str(folder.parent)} | more,
+        capture_output=True,
+        text=True,
+        timeout=200,
+    )
+    assert "Traceback" not in done.stderr + done.stdout
+    return done.returncode, done.stdout
+
+
+def by_trial(server: Server) -> dict[str, RunOnServer]:
+    """The server's runs by the name of their trial."""
+    return {run.values["displayName"].rpartition("/")[2]: run for run in server.runs.values()}
+
+
+def assert_whole(server: Server, folder: Path) -> None:
+    """Each epoch of each trial arrived once, with its numbers, images and settings, and so did the
+    answer."""
+    assert server.unknown == []
+    runs = by_trial(server)
+    trials = sorted(folder.glob(TRIALS_PATTERN))
+    assert sorted(runs) == ["summary", *(trial.name for trial in trials)]
+    for trial in trials:
+        run, rows = runs[trial.name], read_rows(trial / ROWS_FILE)
+        assert [row["_step"] for row in run.history] == [row["epoch"] for row in rows]
+        assert [row["fid"] for row in run.history] == [row["fid"] for row in rows]
+        for row in run.history:
+            drawn = trial / "samples" / f"epoch_{row['epoch']:03d}.png"
+            if drawn.is_file():
+                assert run.files[row["samples"]["path"]] == drawn.read_bytes()
+        settings = json.loads((trial / "params.json").read_text())
+        assert run.config == settings | {"replicas": 1}
+        assert run.summary["best/fid"] == min(row["fid"] for row in rows)
+        assert run.values["groupName"] == folder.name[:128]
+        assert run.ended
+    kinds = [one["artifactTypeName"] for one in server.artifacts.values()]
+    assert sorted(kinds) == sorted(PARTS)
+    assert {one["state"] for one in server.artifacts.values()} == {"COMMITTED"}
+    uploaded = {path.partition("/")[2]: content for path, content in server.blobs.items()}
+    assert uploaded[TABLE_FILE] == (folder / TABLE_FILE).read_bytes()
+    best = max(
+        folder.glob(f"*/{CHECKPOINT_FILE}"), key=lambda p: p.read_bytes() == uploaded[p.name]
+    )
+    assert uploaded[CHECKPOINT_FILE] == best.read_bytes()
+    assert len(server.views) == 1
+
+
+def test_all_arrives_once_and_a_second_time_nothing(server: Server, folder: Path) -> None:
+    left_over = {
+        **{"WANDB_RUN_ID": "other", "WANDB_SWEEP_ID": "s1", "WANDB_NAME": "n", "WANDB_TAGS": "a,b"},
+        **{"WANDB_RESUME": "must", "WANDB_RUN_GROUP": "g", "WANDB_FORK_FROM": "x?_step=1"},
+        **{"WANDB_NOTES": "of another job", "WANDB_DIR": str(folder.parent / "elsewhere")},
+    }
+    assert track(folder, server, **left_over) == (0, "")
+    assert_whole(server, folder)
+    assert not any(
+        run.values.get("sweep") or run.values.get("notes") for run in by_trial(server).values()
+    )
+    before = server.requests.copy()
+    assert track(folder, server) == (0, "")
+    assert server.requests - before == {}
+    kept = [path for path in folder.parent.rglob("*") if path.is_file()]
+    assert not [path for path in kept if KEY.encode() in path.read_bytes()]
+
+
+def test_a_refused_part_is_a_line_and_made_up_for_later(server: Server, folder: Path) -> None:
+    server.refuse = lambda what: 403 if what in ("UpsertView2", "CreateArtifact") else 0
+    code, output = track(folder, server)
+    assert code == 1
+    assert [line.partition(": ")[0] for line in output.splitlines()] == [
+        "W&B did not take the search's model",
+        "W&B did not take the search's answer",
+        "W&B did not take the search's dashboard",
+    ]
+    server.refuse = lambda what: 0
+    server.requests.clear()
+    assert track(folder, server) == (0, "")
+    kinds = [one["artifactTypeName"] for one in server.artifacts.values()]
+    assert sorted(kinds) == [
+        "answer",
+        "model",
+    ]  # the table was refused with its run, asynchronously
+    assert len(server.views) == 1
+    assert all(run.ended for run in server.runs.values())
+
+
+def test_a_busy_server_is_asked_again(server: Server, folder: Path) -> None:
+    asked: Counter[str] = Counter()
+
+    def refuse(what: str) -> int:
+        """Each kind of request twice."""
+        kind = "/".join(what.split("/")[:2])
+        asked[kind] += 1
+        return {1: 429, 2: 500}.get(asked[kind], 0)
+
+    server.refuse = refuse
+    code, output = track(folder, server)
+    assert (code, output) == (0, "")
+    assert_whole(server, folder)
+
+
+def test_a_search_killed_and_a_server_that_goes_away(server: Server, tmp_path: Path) -> None:
+    """Driver and tracker are killed as the server is gone; both go on when it is there again."""
+    folder = tmp_path / "s"
+    online = variables(server) | {"WANDB_MODE": "online"}
+    search = start([*ONE_AT_A_TIME, *at(tmp_path)], tmp_path / "home", **online)
+    wait_for(lambda: any(run.history for run in server.runs.values()), search)
+    port = server.close()
+    now = rows_now(folder)
+    wait_for(lambda: rows_now(folder) > now, search)
+    followers = subprocess.run(
+        ["pgrep", "-f", f"tune.track {folder}"], capture_output=True, text=True, check=True
+    ).stdout.split()
+    listing = subprocess.run(["ps", "-ww", "-eo", "args"], capture_output=True, text=True)
+    assert KEY not in listing.stdout
+    for pid in (*followers, search.pid):
+        os.kill(int(pid), signal.SIGKILL)
+    search.communicate()
+    server.open(port)
+    again = start(["--resume", "s", "--storage", str(tmp_path)], tmp_path / "home", **online)
+    output, _ = again.communicate(timeout=400)
+    assert again.returncode == 0, output
+    deadline = time.monotonic() + 60
+    while "summary" not in by_trial(server) or not by_trial(server)["summary"].ended:
+        assert time.monotonic() < deadline, (folder / "wandb.log").read_text()
+        time.sleep(0.5)
+    assert_whole(server, folder)
