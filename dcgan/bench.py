@@ -251,8 +251,11 @@ def run(options: BenchOptions) -> None:
     """Times all configs, prints a table, and writes the numbers where the options ask for it."""
     device = precision.default_device()
     configs = options.configs(device)
-    if options.json:
-        options.json.touch()  # fails now, not after minutes
+    if options.json:  # fails now, not after minutes
+        try:
+            options.json.open("a").close()
+        except OSError as error:
+            raise OSError(f"--json is {options.json} ({error.strerror}); choose another") from error
     if options.threads:
         torch.set_num_threads(options.threads)
     about = conditions(options, device)
@@ -265,8 +268,8 @@ def run(options: BenchOptions) -> None:
         for row in time_loops(config, options, device):
             rows.append(row)
             print(table_line(row), flush=True)
-    if options.json:
-        write_json(options.json, {**about, "rows": rows})
+            if options.json:
+                write_json(options.json, {**about, "rows": rows})
 
 
 if __name__ == "__main__":

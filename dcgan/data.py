@@ -12,6 +12,7 @@ import hashlib
 import io
 import lzma
 import os
+import shutil
 import socket
 import zlib
 from collections.abc import Callable
@@ -156,7 +157,7 @@ def load_mnist(split: str, data_dir: Path) -> tuple[Tensor, Tensor]:
     prefix = "t10k" if split == "test" else "train"
     names = [name for name in MNIST_SHA256 if name.startswith(prefix)]
     contents = [_content(folder, name) for name in names]
-    if None in contents and os.access(data_dir, os.W_OK):
+    if None in contents and (data_dir / LOCK).exists() and os.access(data_dir, os.W_OK):
         with FileLock(data_dir / LOCK):  # another process was perhaps still writing them
             contents = [_content(folder, name) for name in names]
     for name, content in zip(names, contents, strict=True):
@@ -199,6 +200,7 @@ def _content(folder: Path, name: str) -> bytes | None:
 def _fetch_mnist(data_dir: Path, folder: Path) -> None:
     from torchvision.datasets import MNIST
 
+    is_new = not data_dir.exists()
     try:
         data_dir.mkdir(parents=True, exist_ok=True)
         with FileLock(data_dir / LOCK):
@@ -211,11 +213,14 @@ def _fetch_mnist(data_dir: Path, folder: Path) -> None:
             finally:
                 socket.setdefaulttimeout(before)
     except (OSError, RuntimeError) as error:  # torchvision wraps a failed download in RuntimeError
+        missing = _missing(folder)
+        if is_new and len(missing) == len(MNIST_SHA256):
+            shutil.rmtree(data_dir, ignore_errors=True)
         raise FileNotFoundError(
             f"MNIST is not in {folder} and could not be fetched. Put the four files "
             f"{', '.join(MNIST_SHA256)} there, or name the folder above MNIST/raw by --data-dir or "
             f"{DATA_DIR_VARIABLE}, or take the digits in the package: --dataset mnist-mini. "
-            f"Missing: {', '.join(_missing(folder))}; "
+            f"Missing: {', '.join(missing)}; "
             f"fetching said: {' '.join(str(error).split())}"
         ) from error
 

@@ -8,6 +8,9 @@ from dcgan.config import MOST_SEED
 from dcgan.images import interpolate, sample, save_grid
 from dcgan.settings import check_bounds
 
+MOST_IMAGES = 10_000
+MOST_STEPS = 1_000
+
 
 def main() -> None:
     parser = cli.Parser(
@@ -25,12 +28,12 @@ def main() -> None:
     add("--last", action="store_true", help="the last epoch's generator, not the best epoch's")
     args = parser.parse_args()
     with cli.one_line_errors(parser):
-        check_bounds("--count", args.count, 1)
+        check_bounds("--count", args.count, 1, MOST_IMAGES, "a grid is one picture in memory")
         if args.seed is not None:
             check_bounds("--seed", args.seed, 0, MOST_SEED)
         steps = args.interpolate
-        if steps is not None and steps < 2:
-            raise ValueError(f"--interpolate is {steps}; a strip needs at least 2 images")
+        if steps is not None:
+            check_bounds("--interpolate", steps, 2, MOST_STEPS, "a strip is a row of a picture")
         generator, config, epoch = load_generator(args.checkpoint, last=args.last)
         size = config.latent_size
         if steps:

@@ -14,11 +14,12 @@ import torch
 
 from dcgan import checkpoint, cli, schema
 from dcgan.config import LANE_FIELDS, TrainConfig, read_lanes, replicate, write_lanes
+from dcgan.data import check_batch
 from dcgan.evaluate import device_name
 from dcgan.files import write_rows
 from dcgan.images import sample, save_grid
 from dcgan.loop import train
-from dcgan.precision import default_device
+from dcgan.precision import default_device, unsupported
 from dcgan.schema import Row
 from dcgan.settings import check_bounds
 
@@ -75,7 +76,8 @@ def wanted_lanes(args: argparse.Namespace) -> list[TrainConfig]:
 
 
 def check_run(args: argparse.Namespace, lanes: Sequence[TrainConfig]) -> None:
-    """Refuses flags that do not go together, and a folder that holds another run."""
+    """Refuses what cannot train, before anything is written: flags that do not go together, a
+    folder that holds another run, a precision that the device lacks, data that are not there."""
     check_bounds("--samples-every", args.samples_every, 0)
     if args.resume and args.config:
         raise ValueError(
@@ -89,6 +91,10 @@ def check_run(args: argparse.Namespace, lanes: Sequence[TrainConfig]) -> None:
             f"{args.out} already holds a run; "
             f"go on with it by --resume, or choose another folder by --out"
         )
+    device = default_device()
+    if reason := unsupported(lanes[0].precision, device):
+        raise ValueError(reason)
+    check_batch(lanes[0].batch_size, lanes[0].source(args.data_dir, device))
 
 
 def recorded_threads(folder: Path) -> int | None:
@@ -121,7 +127,10 @@ def run(args: argparse.Namespace) -> None:
     lanes = wanted_lanes(args)
     check_run(args, lanes)
     out: Path = args.out
-    out.mkdir(parents=True, exist_ok=True)
+    try:
+        out.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise OSError(f"--out is {out} ({error.strerror}); choose another folder") from error
     device = default_device()
     write_lanes(out / schema.PARAMS_FILE, lanes)
     where = device_name(device)

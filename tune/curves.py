@@ -29,10 +29,7 @@ class Curves:
     """The recorded curves of one search; a ValueError if the file holds none."""
 
     def __init__(self, path: Path, search: str) -> None:
-        with lzma.open(path, "rt", newline="") as file:
-            table = [row for row in csv.DictReader(file) if row["search"] == search]
-        if not table:
-            raise ValueError(f"{path} holds no curves of search {search}")
+        table = read_table(path, search)
         axes = [name for name, text in table[0].items() if text and name not in (*KEYS, *RESULTS)]
         self.settings: dict[int, Point] = {}
         """What varied, of each recorded config."""
@@ -68,6 +65,20 @@ class Curves:
                 recorded = {setting[axis] for setting in self.settings.values()}
                 axes[axis] = CategoricalDistribution(sorted(recorded))
         return dataclasses.replace(search, axes=axes)
+
+
+def read_table(path: Path, search: str) -> list[dict[str, str]]:
+    """The rows of a search in a table that `write_curves` wrote; a ValueError if it holds none."""
+    try:
+        with lzma.open(path, "rt", newline="", encoding="utf-8") as file:
+            table = [row for row in csv.DictReader(file) if row["search"] == search]
+    except (OSError, lzma.LZMAError, EOFError, UnicodeDecodeError, csv.Error, KeyError) as error:
+        raise ValueError(
+            f"{path} is no table of curves ({error}); expected one that --record wrote"
+        ) from error
+    if not table:
+        raise ValueError(f"{path} holds no curves of search {search}")
+    return table
 
 
 def _parse(text: str) -> Any:

@@ -14,6 +14,7 @@ from dcgan.settings import check_bounds, flag_name
 from dcgan.store import Store
 from tune.curves import CURVES, Curves, recorded_rows, write_curves
 from tune.ledger import quiet_optuna
+from tune.options import MOST_TRIALS
 from tune.plan import Plan
 from tune.schedulers import SCHEDULERS, default_grace_period
 from tune.searches import Search
@@ -115,15 +116,17 @@ def main() -> None:
     args = parser.parse_args()
     quiet_optuna()
     with cli.one_line_errors(parser):
-        for name in ("seeds", "workers", "num_trials", "grace_period"):
-            if (value := getattr(args, name)) is not None:
-                check_bounds(flag_name(name), value, 1)
+        for name, most in (("seeds", 10_000), ("workers", 10_000), ("num_trials", MOST_TRIALS)):
+            check_bounds(flag_name(name), getattr(args, name), 1, most, "all are simulated here")
         if args.record:
             write_curves((row for run in args.record for row in recorded_rows(run)), args.curves)
             print(f"wrote {args.curves}")
             return
         curves = Curves(args.curves, args.search)
-        grace_period = args.grace_period or default_grace_period(curves.epochs)
+        grace_period = args.grace_period
+        if grace_period is None:
+            grace_period = default_grace_period(curves.epochs)
+        check_bounds("--grace-period", grace_period, 1, curves.epochs, "the curves end there")
         numbers = (args.seeds, args.workers, args.num_trials, grace_period)
         print(compare_methods(args.search, curves, *numbers))
 

@@ -100,9 +100,9 @@ def check_free(store: Store) -> None:
 def check_writable(store: Store) -> None:
     """Refuses a storage folder that cannot be written."""
     storage = store.folder.parent
+    existing = next(folder for folder in (storage, *storage.parents) if folder.exists())
     try:
-        storage.mkdir(parents=True, exist_ok=True)
-        tempfile.TemporaryFile(dir=storage).close()
+        tempfile.TemporaryFile(dir=existing).close()
     except OSError as error:
         raise OSError(
             f"results cannot be written to {storage} ({error.strerror}); choose a folder by "

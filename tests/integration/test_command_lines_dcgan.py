@@ -44,60 +44,6 @@ def seeds(run: Path) -> list[int]:
     return [lane["seed"] for lane in json.loads((run / "params.json").read_text())]
 
 
-@pytest.mark.usefixtures("no_network")
-@pytest.mark.parametrize(
-    ("arguments", "message"),
-    [
-        (["--generator-lr", "0"], "generator_lr is 0.0; allowed is a finite number above 0"),
-        (["--generator-lr", "fast"], "argument --generator-lr: invalid float value: 'fast'"),
-        (["--image-size", "30"], "image_size is 30; allowed is a multiple of 4"),
-        (["--batch-size", "8001", "--dataset", "mnist-mini"], "batch_size is 8001"),
-        (
-            ["--precision", "float16", "--dataset", "mnist-mini"],
-            "precision float16 needs a CUDA GPU",
-        ),
-        (["--learning-rate", "1"], "unrecognized arguments: --learning-rate 1"),
-        (["--config", "{config}"], "unknown config key 'lr'"),
-        (["--config", "{missing}"], "no config at"),
-        (
-            ["--data-dir", "{missing}"],
-            "train-images-idx3-ubyte, train-labels-idx1-ubyte, t10k-images-idx3-ubyte",
-        ),
-        (["--resume"], "no config at"),
-        (["--samples-every", "-1"], "--samples-every is -1; allowed is at least 0"),
-        (["--replicas", "0"], "replicas is 0; allowed is 1 to 64"),
-    ],
-)
-def test_bad_input_to_a_single_run_is_one_line_and_exit_code_2(
-    arguments: list[str], message: str, command: Any, tmp_path: Path
-) -> None:
-    (tmp_path / "config.json").write_text('{"lr": 0.1}')
-    places = {"config": str(tmp_path / "config.json"), "missing": str(tmp_path / "missing")}
-    given = [argument.format(**places) for argument in arguments]
-    code, _, error = command(dcgan.train.main, "--out", tmp_path / "out", *given)
-    assert code == 2
-    assert len(error.splitlines()) == 1
-    assert message in error
-
-
-@pytest.mark.parametrize(
-    ("arguments", "message"),
-    [
-        (["--count", "0"], "--count is 0; allowed is at least 1"),
-        (["--seed", "-1"], "--seed is -1; allowed is 0 to 4294967295"),
-        (["--interpolate", "1"], "--interpolate is 1; a strip needs at least 2 images"),
-        ([], "no checkpoint at"),
-    ],
-)
-def test_bad_input_to_sampling_is_one_line_and_exit_code_2(
-    arguments: list[str], message: str, command: Any, tmp_path: Path
-) -> None:
-    code, _, error = command(dcgan.sample.main, tmp_path, *arguments)
-    assert code == 2
-    assert len(error.splitlines()) == 1
-    assert message in error
-
-
 @pytest.mark.parametrize(
     ("main", "words"),
     [

@@ -73,7 +73,7 @@ def test_defaults_are_the_baseline() -> None:
         ),
         ({"batch_size": 0}, "batch_size is 0; allowed is at least 1"),
         ({"batch_size": 1}, "batch_size is 1; batch norm needs at least 2 images"),
-        ({"epochs": 0}, "epochs is 0; allowed is at least 1"),
+        ({"epochs": 0}, "epochs is 0; allowed is 1 to 100000"),
         ({"latent_size": 0}, "latent_size is 0; allowed is 1 to 4096"),
         ({"latent_size": 4097}, "latent_size is 4097; allowed is 1 to 4096"),
         ({"generator_width": 1025}, "generator_width is 1025; allowed is 1 to 1024"),

@@ -125,7 +125,7 @@ def test_where_wandb_cannot_be_reached_a_new_process_goes_on_offline(
 
     monkeypatch.setattr(tracker, "Tracker", Unreachable)
     monkeypatch.setattr(os, "execv", lambda _, words: started.append(words))
-    monkeypatch.setattr(sys, "argv", ["track", str(tmp_path)])
+    monkeypatch.setattr(sys, "argv", ["track", str(tmp_path), "--wandb", "online"])
     monkeypatch.setattr(sys, "orig_argv", ["python", "-m", "tune.track", str(tmp_path)])
     with pytest.raises(UnboundLocalError):  # execv does not return
         track.main()
