@@ -8,7 +8,7 @@ from ray.tune.experiment import Trial
 from ray.tune.schedulers import ASHAScheduler, TrialScheduler
 
 from dcgan.files import read_rows
-from dcgan.schema import METRIC, OBJECTIVES, ROWS_FILE
+from dcgan.schema import ERROR_FILE, METRIC, OBJECTIVES, ROWS_FILE
 from tune.ledger import RETRY_OF
 from tune.plan import Plan
 from tune.schedulers import REDUCTION_FACTOR
@@ -41,6 +41,8 @@ class Halving(ASHAScheduler):
             # that it trained on shows what was decided at all epochs but the last
             values = begun.intermediate_values
             last = max([*values, self._last_row(number)])
+            if (self.searcher.plan.trial_folder(number) / ERROR_FILE).exists():
+                last += 1  # it went on from its last epoch, too, and fails at once now
             decided = {epoch: value for epoch, value in values.items() if epoch < last}
             self._record(trial.trial_id, decided)
 

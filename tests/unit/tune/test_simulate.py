@@ -534,5 +534,6 @@ def test_wrong_numbers_take_one_line(monkeypatch: Any, capsys: Any) -> None:
         module.main()
     assert (
         capsys.readouterr().err
-        == "python -m tune.simulate: error: --seeds is 0; allowed is 1 to 10000: all are simulated here\n"
+        == "python -m tune.simulate: error: --seeds is 0; allowed is 1 to 10000: "
+        "all are simulated here\n"
     )

@@ -77,7 +77,7 @@ def test_what_counts_is_the_storage_and_not_an_old_copy_of_it(tmp_path: Path) ->
 
 def test_a_folder_that_cannot_be_written_is_refused(tmp_path: Path) -> None:
     check_writable(Store(tmp_path / "runs" / "run"))
-    assert [path.name for path in tmp_path.iterdir()] == ["runs"]
+    assert list(tmp_path.iterdir()) == []
     (tmp_path / "file").touch()
     with pytest.raises(
         OSError, match=r"^results cannot be written to .*file .*; choose a folder by --storage$"
