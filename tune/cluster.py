@@ -1,5 +1,6 @@
 """A Ray cluster: which machines it has, whether they agree, and whether all reach the storage."""
 
+import contextlib
 import hashlib
 import logging
 import os
@@ -105,7 +106,9 @@ def connect(address: str) -> None:
         raise OSError(f"{failure}: nothing answers at {head}")
     code = {"py_modules": [str(room) for room in ROOMS]}
     try:
-        ray.init(address, runtime_env=code, log_to_driver=False, logging_level=logging.ERROR)
+        # in workers, modules of the current folder would come before all others
+        with contextlib.chdir(ROOMS[0].parent):
+            ray.init(address, runtime_env=code, log_to_driver=False, logging_level=logging.ERROR)
     except (ConnectionError, RuntimeError, AuthenticationError) as error:
         raise OSError(f"{failure}: {one_line(error)}") from error
 

@@ -258,7 +258,10 @@ def saved_options(record: dict[str, Any]) -> Options:
 def check_name(flag: str, name: str) -> None:
     """Refuses by a ValueError what is no name of a folder."""
     if not name.isprintable() or len(os.fsencode(name)) > 200:
-        raise ValueError(f"{flag} is {name!r}; allowed is one line of at most 200 bytes")
+        raise ValueError(
+            f"{flag} is {name!r}; allowed is one line of at most 200 bytes, of letters that the "
+            f"locale has"
+        )
     if Path(name).name != name or name == "..":
         parent, _, last = name.rpartition("/")
         hint = f", such as {flag} {last} --storage {parent}" if last and parent else ""

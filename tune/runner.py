@@ -238,13 +238,15 @@ def running_ray(plan: Plan) -> Iterator[None]:
         yield
         return
     try:
-        ray.init(
-            "local",  # else it joins a cluster that happens to run on this machine
-            num_cpus=plan.slots,
-            include_dashboard=False,
-            log_to_driver=False,
-            logging_level=logging.ERROR,
-        )
+        # in workers, modules of the current folder would come before all others
+        with contextlib.chdir(Path(__file__).parents[1]):
+            ray.init(
+                "local",  # else it joins a cluster that happens to run on this machine
+                num_cpus=plan.slots,
+                include_dashboard=False,
+                log_to_driver=False,
+                logging_level=logging.ERROR,
+            )
     except OSError as error:
         needs = "it needs a home folder (HOME) and a temporary one it can write"
         raise OSError(f"Ray could not start: {error}; {needs}") from error

@@ -1,0 +1,160 @@
+"""Real commands in what a user's environment may be: files and variables of other programs, odd
+names, locales, terminals and locks."""
+
+import contextlib
+import html
+import json
+import os
+import pty
+import re
+import shlex
+import shutil
+import sqlite3
+import subprocess
+import sys
+import threading
+import time
+from pathlib import Path
+
+import pandas as pd
+import pytest
+from search_processes import ONE_AT_A_TIME, SMALL, at, resume, run, wait_for
+from search_results import rows_now
+
+from dcgan.schema import REPORT_FILE, STUDY_FILE, TABLE_FILE
+
+pytestmark = [pytest.mark.slow, pytest.mark.usefixtures("nothing_left_running")]
+NAME = "it's lr=1e-3 (2) & <b>"
+OTHERS = ("analysis", "dcgan", "ray", "torch", "optuna", "random", "queue", "pandas", "wandb")
+"""Modules of a user's own, beside which commands are started."""
+ODD = {
+    **{"LC_ALL": "C", "PYTHONUTF8": "0", "PYTHONCOERCECLOCALE": "0"},  # ASCII
+    **{"MPLBACKEND": "module://nonsense", "RAY_ADDRESS": "local", "WANDB_RUN_ID": "other"},
+    **{"WANDB_SWEEP_ID": "s", "WANDB_MODE": "dryrun", "COLUMNS": "0", "PYTHONWARNINGS": "ignore"},
+}
+TINY = [f"--set={name}={value}" for name, value in SMALL.items()]
+
+
+def command(words: list[str], cwd: Path, **variables: str) -> subprocess.CompletedProcess[str]:
+    """A command of the installed project, started in a folder of the user's."""
+    return subprocess.run(
+        [sys.executable, *words],
+        cwd=cwd,
+        env={**os.environ, "HOME": str(cwd / "home"), **variables},
+        capture_output=True,
+        text=True,
+        encoding="ascii",
+        timeout=400,
+    )
+
+
+def test_a_search_beside_modules_and_variables_of_others(tmp_path: Path) -> None:
+    (tmp_path / "home").mkdir()
+    for name in OTHERS:
+        (tmp_path / f"{name}.py").write_text("raise RuntimeError('of the user')")
+    words = ["-m", "tune.run", "--search", "hparams", "--preset", "demo", *TINY, "--no-estimate"]
+    words += ["--num-trials", "2", "--epochs", "1", "--confirm", "0", "--name", NAME]
+    done = command(words, tmp_path, **ODD)
+    assert done.returncode == 0, done.stderr
+    assert "Traceback" not in done.stdout + done.stderr
+    folder = tmp_path / "runs" / NAME
+    page = (folder / REPORT_FILE).read_text(encoding="utf-8")
+    assert "</html>" in page
+    assert html.escape(NAME).replace("&#x27;", "&#39;") in page
+    printed = re.findall(r"(?:: |^)((?:wandb|python -m) .*)$", done.stdout, re.MULTILINE)
+    assert len(printed) == 2
+    for line in printed:
+        (word,) = [word for word in shlex.split(line) if NAME in word]
+        assert word.startswith(str(folder))
+    again = command(["-m", "analysis.report", str(folder)], tmp_path / "home", **ODD)
+    assert again.returncode == 0, again.stderr
+    (tmp_path / "dcgan.py").unlink()  # which Python itself takes for the package
+    train = ["-m", "dcgan.train", "--dataset", "mnist-mini", "--epochs", "1"]
+    train += [f"--{name.replace('_', '-')}={value}" for name, value in SMALL.items()]
+    done = command(train, tmp_path, **ODD)
+    assert done.returncode == 0, done.stderr
+
+
+def test_nobody_reads_what_is_printed(undisturbed: Path, tmp_path: Path) -> None:
+    tables = shlex.join([sys.executable, "-m", "analysis.tables", str(undisturbed)])
+    for ending in ("| head -n 1", ">&-", ">&- 2>&-", "> /dev/full", "<&- >&- 2>&-"):
+        shell = ["bash", "-c", f"set -o pipefail; {tables} {ending}"]
+        done = subprocess.run(shell, capture_output=True, text=True, cwd=tmp_path)
+        assert (done.returncode, done.stderr) == (0, ""), ending
+
+
+def test_a_terminal_that_closes_and_a_study_that_another_program_holds(tmp_path: Path) -> None:
+    """Neither ends a search; the terminal shows that it waits."""
+    folder, (ours, theirs) = tmp_path / "s", pty.openpty()
+    words = [*ONE_AT_A_TIME, *at(tmp_path)]
+    search = subprocess.Popen(
+        [sys.executable, "-m", "tune.run", *words],
+        env={**os.environ, "WANDB_MODE": "disabled", "HOME": str(tmp_path)},
+        start_new_session=True,
+        stdin=subprocess.DEVNULL,
+        stdout=theirs,
+        stderr=theirs,
+    )
+    os.close(theirs)
+    shown = bytearray()
+
+    def read() -> None:
+        with contextlib.suppress(OSError):
+            while piece := os.read(ours, 1000):
+                shown.extend(piece)
+
+    reader = threading.Thread(target=read, daemon=True)
+    reader.start()
+    wait_for(lambda: rows_now(folder) >= 1, search)
+    other = sqlite3.connect(folder / STUDY_FILE, timeout=20, isolation_level=None)
+    with contextlib.closing(other):
+        other.execute("BEGIN EXCLUSIVE")
+        wait_for(lambda: b"is held by another program; waiting for it" in shown, search)
+        time.sleep(8)
+        assert search.poll() is None
+    wait_for(lambda: rows_now(folder) >= 3, search)
+    os.close(ours)
+    assert search.wait(300) == 0
+    assert len(pd.read_csv(folder / TABLE_FILE)) == 4
+
+
+@pytest.mark.parametrize(
+    ("variables", "said"),
+    [
+        ({"TMPDIR": "/tmp/" + "long/" * 20}, "the environment's TMPDIR is /tmp/long/"),
+        ({"RAY_ADDRESS": "http://127.0.0.1:8265"}, "the environment's RAY_ADDRESS is http://"),
+        ({"RAY_ADDRESS": "127.0.0.1:1"}, "nothing answers at 127.0.0.1:1"),
+    ],
+)
+def test_what_cannot_work_is_refused_with_where_it_came_from(
+    variables: dict[str, str], said: str, tmp_path: Path
+) -> None:
+    begin = time.monotonic()
+    done = command(["-m", "tune.run", *ONE_AT_A_TIME, *at(tmp_path)], tmp_path, **variables)
+    assert time.monotonic() - begin < 30
+    assert (done.returncode, done.stdout) == (2, "")
+    assert said in done.stderr
+    assert done.stderr.count("\n") == 1
+    assert not (tmp_path / "s").exists()
+
+
+def test_more_trials_go_on_with_the_same_study(undisturbed: Path, tmp_path: Path) -> None:
+    folder = tmp_path / "s"
+    shutil.copytree(undisturbed, folder)
+    before = json.loads((folder / "search.json").read_text())
+    words = [*resume(folder), "--num-trials", "6", "--no-report"]
+    code, output = run(words, tmp_path / "home")
+    assert code == 0, output
+    assert "more     2 more trials than before, as if they had been asked for at once" in output
+    at_once = [word if word != "4" else "6" for word in ONE_AT_A_TIME[:4]] + ONE_AT_A_TIME[4:]
+    assert at_once[:4] == ["--search", "hparams", "--num-trials", "6"]
+    code, output = run([*at_once, *at(tmp_path, "once")], tmp_path / "home")
+    assert code == 0, output
+    names = ["trial", "status", "fid", "best_epoch", "generator_lr", "batch_size", "optimizer"]
+    tables = [pd.read_csv(tmp_path / name / TABLE_FILE)[names] for name in ("s", "once")]
+    pd.testing.assert_frame_equal(*tables)
+    now = json.loads((folder / "search.json").read_text())
+    assert now == before | {"num_trials": 6, "options": before["options"] | {"num_trials": 6}}
+    code, output = run([*resume(folder), "--num-trials", "5"], tmp_path / "home")
+    assert code == 2
+    assert "--num-trials is 5; " in output
