@@ -226,7 +226,7 @@ def conditions(options: BenchOptions, device: torch.device) -> Numbers:
 def cpu_name() -> str:
     """The model of this machine's CPU."""
     info = Path("/proc/cpuinfo")
-    for line in info.read_text().splitlines() if info.exists() else ():
+    for line in info.read_text(encoding="utf-8").splitlines() if info.exists() else ():
         if line.startswith("model name"):
             return line.partition(":")[2].strip()
     return platform.processor()

@@ -7,6 +7,7 @@ is wrong, 130 interrupted.
 import argparse
 import contextlib
 import dataclasses
+import sys
 from collections.abc import Collection, Iterator
 from pathlib import Path
 from typing import Any, NoReturn
@@ -84,7 +85,12 @@ def add_data_dir(parser: argparse._ActionsContainer) -> None:
 
 @contextlib.contextmanager
 def one_line_errors(parser: Parser) -> Iterator[None]:
-    """Turns a user's errors (ValueError, OSError) and failed training into one line and a code."""
+    """Turns a user's errors (ValueError, OSError) and failed training into one line and a code;
+    refuses Windows, which lacks signals and measures that training and searching take from Unix."""
+    if sys.platform == "win32":
+        parser.fail(
+            "it needs Linux or macOS; on Windows use WSL (results are read by analysis there)"
+        )
     try:
         yield
     except (ValueError, OSError) as error:

@@ -2,7 +2,6 @@
 
 import contextlib
 import re
-import resource
 import sys
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -33,6 +32,8 @@ def peak_bytes(device: torch.device) -> int:
     if peak:
         return int(peak[1]) * 1024
     unit = 1 if sys.platform == "darwin" else 1024  # macOS counts bytes, the others kilobytes
+    import resource  # Windows has none
+
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit
 
 

@@ -35,6 +35,9 @@ def steady_streams() -> None:
 
 def steady(stream: TextIO | None, number: int) -> TextIO:
     """A stream over the same descriptor, in the same encoding."""
+    if sys.platform == "win32" and isinstance(stream, io.TextIOWrapper):
+        stream.reconfigure(errors="replace")  # a console takes no bytes
+        return stream
     if stream is not None:
         stream.flush()
     return io.TextIOWrapper(

@@ -7,6 +7,7 @@ import os
 import platform
 import secrets
 import socket
+import sys
 import tempfile
 from collections.abc import Callable, Mapping, Sequence
 from importlib.metadata import version
@@ -115,7 +116,8 @@ def connect(address: str) -> None:
 
 def check_temporary() -> None:
     """Refuses by a ValueError a temporary folder whose path is too long for Ray's sockets."""
-    inherited = [name for name in ("RAY_TMPDIR", "TMPDIR") if os.environ.get(name)]
+    heeded = ("RAY_TMPDIR", "TMPDIR") if sys.platform.startswith("linux") else ("RAY_TMPDIR",)
+    inherited = [name for name in heeded if os.environ.get(name)]
     for name in inherited[:1]:
         folder = os.environ[name]
         path = os.path.join(folder, SOCKET.format(pid=os.getpid()))

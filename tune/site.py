@@ -187,7 +187,7 @@ def usable_cpus() -> int:
     if hasattr(os, "sched_getaffinity"):
         cpus = len(os.sched_getaffinity(0))
     if CPU_QUOTA.is_file():
-        quota, *period = CPU_QUOTA.read_text().split()
+        quota, *period = CPU_QUOTA.read_text(encoding="utf-8").split()
         if quota != "max":
             cpus = min(cpus, max(1, int(quota) // int(period[0])))
     return cpus

@@ -143,7 +143,8 @@ def is_slow(words: list[str]) -> bool:
 
 def trains_on_ray(words: list[str]) -> bool:
     """Whether a command trains trials."""
-    quick = "--dry-run" in words or ("--resume" in words and "--confirm" not in words)
+    more = {"--confirm", "--num-trials"} & set(words)
+    quick = "--dry-run" in words or ("--resume" in words and not more)
     return words[0] == "tune.run" and not quick
 
 

@@ -205,3 +205,13 @@ def test_a_choice_that_is_registered_later_has_a_flag_value(
     assert cli.given_flags(parser.parse_args(["--colour", "green"]), Settings) == {
         "colour": "green"
     }
+
+
+def test_windows_is_refused_in_one_line(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    parser = cli.Parser(prog="python -m dcgan.train")
+    monkeypatch.setattr("sys.platform", "win32")
+    with pytest.raises(SystemExit, match="2"), cli.one_line_errors(parser):
+        pytest.fail("it should not get here")
+    assert capsys.readouterr().err.startswith("python -m dcgan.train: error: it needs Linux or ")

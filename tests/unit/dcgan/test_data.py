@@ -310,6 +310,37 @@ def test_a_damaged_file_is_named(tmp_path: Path, raw: Path, name: str, harm: str
             load(Source("mnist", data_dir=tmp_path), split)
 
 
+def test_files_are_read_as_they_are_distributed(tmp_path: Path, raw: Path) -> None:
+    """Packed, each of them or some; the unpacked one counts where both are there."""
+    plain = {split: load(Source("mnist", data_dir=tmp_path), split) for split in SPLITS}
+    for name in NAMES:
+        (raw / f"{name}.gz").write_bytes(gzip.compress((raw / name).read_bytes()))
+        if name != NAMES[1]:
+            (raw / name).unlink()
+    (raw / f"{NAMES[1]}.gz").write_bytes(b"not read")
+    for split in SPLITS:
+        load_split.cache_clear()
+        images, labels = load(Source("mnist", data_dir=tmp_path), split)
+        assert torch.equal(images, plain[split].images)
+        assert torch.equal(labels, plain[split].labels)
+
+
+@pytest.mark.parametrize("harm", ["truncated", "flipped", "of something else"])
+def test_a_damaged_packed_file_is_named(tmp_path: Path, raw: Path, harm: str) -> None:
+    name = NAMES[0]
+    packed = bytearray(gzip.compress((raw / name).read_bytes()))
+    if harm == "truncated":
+        del packed[-9:]
+    elif harm == "flipped":
+        packed[len(packed) // 2] ^= 1
+    else:
+        packed = bytearray(gzip.compress(b"digits"))
+    (raw / name).unlink()
+    (raw / f"{name}.gz").write_bytes(packed)
+    with pytest.raises(OSError, match=rf"{name}\.gz is damaged or truncated"):
+        load(Source("mnist", data_dir=tmp_path), "train")
+
+
 @pytest.mark.usefixtures("files")
 def test_without_files_and_network_the_message_names_every_way_out(tmp_path: Path) -> None:
     before = socket.getdefaulttimeout()
