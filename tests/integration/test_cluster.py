@@ -128,8 +128,8 @@ def test_a_cluster_without_room_for_trials_is_said(tmp_path: Path) -> None:
     [
         (
             "ray://127.0.0.1:10001",
-            r"--address is ray://127.0.0.1:10001; allowed is auto, or HOST:PORT of the cluster's "
-            r"head",
+            r"--address is ray://127.0.0.1:10001; allowed is local, auto, or HOST:PORT of the "
+            r"cluster's head",
         ),
         ("127.0.0.1:1", r"cannot join the Ray cluster at --address 127.0.0.1:1: "),
     ],

@@ -15,6 +15,7 @@ import pandas as pd
 import pytest
 
 from analysis import cli
+from dcgan.cli import Parser
 
 ROOT = Path(__file__).parents[3]
 
@@ -78,7 +79,7 @@ def test_errors_take_one_line(refused: Callable[..., str]) -> None:
     def answer(_: argparse.Namespace) -> tuple[str, Any]:
         raise ValueError("first\nsecond")
 
-    error = refused(lambda: cli.run(argparse.ArgumentParser(prog="x"), answer))
+    error = refused(lambda: cli.run(Parser(prog="x"), answer))
     assert error == "x: error: first second\n"
 
 
@@ -87,8 +88,8 @@ def test_a_reader_that_has_seen_enough_is_no_error(option: list[str]) -> None:
     """As `| head` closes the pipe: before the first line, which is less than the pipe holds, or
     amid many more."""
     script = (
-        "import argparse; from analysis import cli; "
-        "cli.run(argparse.ArgumentParser(), lambda args: ('x', ['x' * 9] * 10**5))"
+        "from analysis import cli; from dcgan.cli import Parser; "
+        "cli.run(Parser(), lambda args: ('x', ['x' * 9] * 10**5))"
     )
     reader, writer = os.pipe()
     os.close(reader)
