@@ -95,6 +95,7 @@ def ours(
     lanes: Sequence[TrainConfig], data_dir: Path | None, device: torch.device
 ) -> list[Updates]:
     """The loops of `dcgan.loop`, without evaluation: one for each network that the lanes make."""
+    precision.switch(lanes[0].precision)
     images = load_split(lanes[0].source(data_dir, device), "train").images  # (all, C, S, S)
 
     def epoch_after_epoch(state: State) -> Updates:

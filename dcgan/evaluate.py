@@ -11,6 +11,7 @@ import contextlib
 import functools
 import hashlib
 import json
+from collections.abc import Sequence
 from typing import NamedTuple
 
 import torch
@@ -107,12 +108,20 @@ def evaluation_noise(count: int, latent_size: int, device: torch.device) -> Tens
 
 
 @torch.inference_mode()
-def generate(generator: nn.Module, noise: Tensor) -> Tensor:
-    """Images (M, C, S, S) from noise (M, Z), with running batch-norm statistics."""
+def generate_lanes(generator: nn.Module, noise: Tensor, lanes: int) -> list[Tensor]:
+    """Images (M, C, S, S) of each lane from the same noise (M, Z), with running batch-norm
+    statistics."""
     training = generator.training
     generator.eval()
-    images = torch.cat([generator(batch) for batch in torch.split(noise, batch_size(noise.device))])
+    blocks = torch.split(noise, max(1, batch_size(noise.device) // lanes))
+    images = torch.cat([generator(block.repeat(1, lanes)) for block in blocks])  # (M, L C, S, S)
     generator.train(training)
+    return list(images.chunk(lanes, 1))
+
+
+def generate(generator: nn.Module, noise: Tensor) -> Tensor:
+    """Images (M, C, S, S) of a G of one lane from noise (M, Z)."""
+    (images,) = generate_lanes(generator, noise, 1)
     return images
 
 
@@ -127,13 +136,18 @@ def great_circles(a: Tensor, b: Tensor, steps: int) -> Tensor:
     return torch.where(angle.sin() > 1e-3, arc, (1 - t) * a + t * b)
 
 
-@torch.inference_mode()
-def path_length(generator: nn.Module, latent_size: int, device: torch.device) -> float:
-    """Mean length in feature space of what G makes of `PATHS` great circles between noises."""
+@functools.lru_cache(maxsize=8)
+def circles(latent_size: int, device: torch.device) -> Tensor:
+    """Noises along `PATHS` great circles, the same for every run. (P T, Z)"""
     noise = evaluation_noise(2 * PATHS, latent_size, device)
-    circles = great_circles(noise[:PATHS], noise[PATHS:], STEPS)  # (P, T, Z)
-    features, _ = extract(load_yardstick(device), generate(generator, circles.flatten(0, 1)))
-    return metrics.path_length(features.unflatten(0, circles.shape[:2]))
+    return great_circles(noise[:PATHS], noise[PATHS:], STEPS).flatten(0, 1)
+
+
+@torch.inference_mode()
+def path_length(images: Tensor) -> float:
+    """Mean length, in feature space, of the paths of what G makes of `circles` (P T, C, S, S)."""
+    features, _ = extract(load_yardstick(images.device), images)
+    return metrics.path_length(features.unflatten(0, (PATHS, STEPS)))
 
 
 @torch.inference_mode()
@@ -164,12 +178,30 @@ def score(images: Tensor, reference: Reference) -> Row:
     }
 
 
-def evaluate(generator: nn.Module, config: TrainConfig, reference: Reference) -> Row:
-    """Generates from the fixed noise and scores: the metrics of a row. Raises as `score`."""
-    noise = evaluation_noise(len(reference.features), config.latent_size, reference.features.device)
+def evaluate_lanes(
+    generator: nn.Module, lanes: Sequence[TrainConfig], reference: Reference, *, named: bool = False
+) -> list[Row]:
+    """Generates from the fixed noise and scores: the metrics of each lane's row. Raises as
+    `score`; `named` has errors name the lane's seed."""
+    L, like = len(lanes), reference.features
+    noise = evaluation_noise(len(like), lanes[0].latent_size, like.device)
+    rows = []
     with full_float32():
-        scores = score(generate(generator, noise), reference)
-        return scores | {"path_length": path_length(generator, config.latent_size, noise.device)}
+        paths = generate_lanes(generator, circles(lanes[0].latent_size, like.device), L)
+        images = generate_lanes(generator, noise, L)
+        for lane, own, path in zip(lanes, images, paths, strict=True):
+            try:
+                rows.append(score(own, reference) | {"path_length": path_length(path)})
+            except FloatingPointError as error:
+                seed = f"seed {lane.seed}: " if named else ""
+                raise FloatingPointError(f"{seed}{error}") from None
+    return rows
+
+
+def evaluate(generator: nn.Module, config: TrainConfig, reference: Reference) -> Row:
+    """Generates from the fixed noise and scores a G of one lane. Raises as `score`."""
+    (row,) = evaluate_lanes(generator, [config], reference)
+    return row
 
 
 def protocol(reference: Reference) -> Row:

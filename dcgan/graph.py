@@ -4,6 +4,7 @@ A step on 28 x 28 digits takes a GPU less time than Python takes to launch it. W
 not wait for the device, draw from a random stream, or change shape.
 """
 
+import functools
 from collections.abc import Callable
 
 import torch
@@ -13,9 +14,16 @@ from torch import Tensor
 WARM_UP = 3
 
 
+@functools.cache
+def side_stream(device: torch.device) -> torch.cuda.Stream:
+    """The one stream of all warm-ups and captures: libraries and the allocator keep memory for each
+    stream that they have seen."""
+    return torch.cuda.Stream(device)
+
+
 class Graphed:
     """A function of tensors that returns nothing, called with the same shapes each time: first as
-    written, on a stream of its own as capturing requires; then captured, and each call copies its
+    written, on another stream as capturing requires; then captured, and each call copies its
     arguments into the captured ones and replays."""
 
     def __init__(self, function: Callable[..., None]) -> None:
@@ -27,7 +35,7 @@ class Graphed:
     def __call__(self, *arguments: Tensor) -> None:
         self.calls += 1
         if self.calls <= WARM_UP:
-            stream = torch.cuda.Stream()
+            stream = side_stream(arguments[0].device)
             stream.wait_stream(torch.cuda.current_stream())
             with torch.cuda.stream(stream):
                 self.function(*arguments)
@@ -36,7 +44,8 @@ class Graphed:
         if self.graph is None:
             self.arguments = [argument.clone() for argument in arguments]
             self.graph = torch.cuda.CUDAGraph()
-            with torch.cuda.graph(self.graph):  # records and does not run
+            stream = side_stream(arguments[0].device)
+            with torch.cuda.graph(self.graph, stream=stream):  # records and does not run
                 self.function(*self.arguments)
         for captured, now in zip(self.arguments, arguments, strict=True):
             captured.copy_(now)

@@ -1,8 +1,8 @@
 """The training loop: alternating updates of D and G (Goodfellow et al. 2014, algorithm 1, k = 1).
 
 On the CPU each update runs as written here. On CUDA the same code is captured once and replayed as
-a CUDA graph, since its kernels take less time than launching them; float16 alone runs as written
-there too, for the sake of its gradient scalers.
+a CUDA graph, since its kernels take less time than launching them; float16 with RMSprop alone runs
+as written there, too: its gradient scalers wait for the device, twice an update.
 
 Shapes: N batch, L lanes of a network, Z latent size, C channels, S image size, B batches.
 """
@@ -16,17 +16,25 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from dcgan import checkpoint, memory, precision
 from dcgan.config import TrainConfig, check_lanes
 from dcgan.data import check_batch, load_split, to_unit_range
-from dcgan.evaluate import Reference, evaluate, load_reference, protocol
+from dcgan.evaluate import Reference, evaluate_lanes, load_reference, protocol
 from dcgan.graph import Graphed
 from dcgan.losses import LOSSES
 from dcgan.models import update_average
 from dcgan.schema import METRIC, Row
-from dcgan.state import MEANS, State, contents, generators_to_evaluate, new_states, restore
+from dcgan.state import (
+    MEANS,
+    State,
+    contents,
+    generator_to_evaluate,
+    new_states,
+    restore,
+    weights_to_evaluate,
+)
 
 # Batches whose noise is drawn at a time: a draw for each would cost as much as the update.
 NOISE_BATCHES = 64
@@ -65,13 +73,14 @@ def train(
     config = lanes[0]
     device = device or precision.default_device()
     precision.set_up(config.precision, device)
+    memory.release(device)
     source = config.source(data_dir, device)
-    check_batch(config.batch_size, source)
-    images = load_split(source, "train").images  # (all, C, S, S) uint8
-    per_epoch = len(images) // config.batch_size * config.batch_size
-    reference = load_reference(source, "validation")
     with memory.explained(lanes, device):
+        check_batch(config.batch_size, source)
+        images = load_split(source, "train").images  # (all, C, S, S) uint8
+        reference = load_reference(source, "validation")
         states = new_states(lanes, device)
+    per_epoch = len(images) // config.batch_size * config.batch_size
     rows: list[Row] = []
     best: dict[str, Any] = {}
     if resume_from is not None:
@@ -84,14 +93,14 @@ def train(
         memory.reset_peak(device)
         start = time.perf_counter()
         with memory.explained(lanes, device):
-            means: list[Row] = []
-            for state, update in zip(states, updates, strict=True):
-                means += train_epoch(state, images, update)
+            pairs = zip(states, updates, strict=True)
+            means = [train_epoch(state, images, update) for state, update in pairs]
             trained = time.perf_counter()
             # a graph's memory counts only as it is captured
             peak_memory = max(peak_memory, memory.peak_bytes(device))
-            generators = [net for state in states for net in generators_to_evaluate(state)]
-            scores = evaluate_lanes(generators, means, lanes, reference, epoch)
+            scores: list[Row] = []
+            for state, own_means in zip(states, means, strict=True):
+                scores += scored(state, own_means, reference, epoch, named=len(lanes) > 1)
         evaluated = time.perf_counter()
 
         new_rows: list[Row] = [
@@ -110,7 +119,7 @@ def train(
             for lane, own in enumerate(scores)
         ]
         rows += new_rows
-        best = best_epoch(best, new_rows, generators)
+        best = best_epoch(best, new_rows, states)
         if checkpoint_dir is not None:
             state_contents = [contents(state) for state in states]
             checkpoint.save(checkpoint_dir, lanes, device, state_contents, rows, best)
@@ -120,45 +129,43 @@ def train(
 
 
 def best_epoch(
-    best: dict[str, Any], rows: Sequence[Row], generators: Sequence[nn.Module]
+    best: dict[str, Any], rows: Sequence[Row], states: Sequence[State]
 ) -> dict[str, Any]:
     """What a checkpoint keeps of the epoch with the best mean over lanes: its best lane's G."""
     values = [row[METRIC] for row in rows]
     mean = statistics.fmean(values)
     if best and mean >= best[METRIC]:
         return best
-    lane = values.index(min(values))
-    weights = {name: one.cpu().clone() for name, one in generators[lane].state_dict().items()}
-    return {"epoch": rows[0]["epoch"], METRIC: mean, "lane": lane, "generator": weights}
+    places = [(state, lane) for state in states for lane in range(len(state.lanes))]
+    number = values.index(min(values))
+    weights = {
+        name: one.cpu().clone() for name, one in weights_to_evaluate(*places[number]).items()
+    }
+    return {"epoch": rows[0]["epoch"], METRIC: mean, "lane": number, "generator": weights}
 
 
-def evaluate_lanes(
-    generators: Sequence[nn.Module],
-    means: Sequence[Row],
-    lanes: Sequence[TrainConfig],
-    reference: Reference,
-    epoch: int,
+def scored(
+    state: State, means: Sequence[Row], reference: Reference, epoch: int, *, named: bool
 ) -> list[Row]:
-    """Evaluates each lane's G; returns the means and scores of each, which are finite."""
-    results = []
-    for config, generator, row in zip(lanes, generators, means, strict=True):
-        try:
-            check_finite(row, epoch)
-            scores = evaluate(generator, config, reference)
-            check_finite(scores, epoch)
-        except FloatingPointError as error:
-            seed = f"seed {config.seed}: " if len(lanes) > 1 else ""
-            raise FloatingPointError(f"{seed}{error}") from None
-        results.append(row | scores)
-    return results
+    """Evaluates a state's lanes; returns the means and scores of each, which are finite. `named`
+    has errors name the lane's seed."""
+    seeds = [f"seed {config.seed}: " if named else "" for config in state.lanes]
+    for seed, row in zip(seeds, means, strict=True):
+        check_finite(row, epoch, seed)
+    net = generator_to_evaluate(state)
+    scores = evaluate_lanes(net, state.lanes, reference, named=named)
+    for seed, row in zip(seeds, scores, strict=True):
+        check_finite(row, epoch, seed)
+    return [own | row for own, row in zip(means, scores, strict=True)]
 
 
-def check_finite(values: Row, epoch: int) -> None:
+def check_finite(values: Row, epoch: int, whose: str) -> None:
     """Refuses a value that is not finite."""
     for name, value in values.items():
         if not math.isfinite(value):
             raise FloatingPointError(
-                f"training diverged in epoch {epoch}: {name} is {value}; try a lower learning rate"
+                f"{whose}training diverged in epoch {epoch}: {name} is {value}; "
+                f"try a lower learning rate"
             )
 
 
@@ -188,13 +195,15 @@ def draw_batches(state: State, images: Tensor) -> Iterator[tuple[Tensor, Tensor]
 def make_update(state: State, images: Tensor, *, graphed: bool = True) -> Update:
     """`update_both` of a state and its images: as a CUDA graph if `graphed`, where that can be."""
     update = partial(update_both, state, images)
-    can = images.is_cuda and state.config.precision != "float16"
+    config = state.config
+    # a fused optimizer skips an update by itself where gradients overflow; else the scaler asks
+    can = images.is_cuda and (config.precision != "float16" or config.optimizer == "adam")
     return Graphed(update) if can and graphed else update
 
 
 def update_both(state: State, images: Tensor, index: Tensor, noise: Tensor) -> None:
     """One update of D and one of G, on the images at index (N, L) and with noise (N, L Z); never
-    waits for the device, but for float16's scalers."""
+    waits for the device, but for float16's scalers with RMSprop."""
     G, D, config, device = state.generator, state.discriminator, state.config, images.device
     loss = LOSSES[config.loss]
     batch = images[index].flatten(1, 2).contiguous(memory_format=torch.channels_last)

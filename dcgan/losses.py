@@ -6,6 +6,7 @@ Shapes: N batch, L lanes. Losses of lanes are to be summed, so that each one's g
 from collections.abc import Callable
 from typing import NamedTuple
 
+import torch
 from torch import Tensor
 from torch.nn import functional as F
 
@@ -24,7 +25,8 @@ def discriminator_loss(real_logits: Tensor, fake_logits: Tensor) -> Tensor:
     -log D(x) is softplus(-s) and -log(1 - D(x)) is softplus(s), both exact where a sigmoid would
     round to 0 or 1.
     """
-    return F.softplus(-real_logits.float()).mean(0) + F.softplus(fake_logits.float()).mean(0)
+    wrong = torch.stack([-real_logits.float(), fake_logits.float()])  # (2, N, L)
+    return F.softplus(wrong).mean(1).sum(0)
 
 
 def generator_loss(fake_logits: Tensor) -> Tensor:

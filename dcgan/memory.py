@@ -1,6 +1,10 @@
-"""Peak memory of a run: what the allocator saw on CUDA, else the resident set of the process."""
+"""Peak memory of a run: what the allocator saw on CUDA, else the resident set of the process.
+
+A private member of torch: `_C._cuda_clearCublasWorkspaces`, since nothing else frees them.
+"""
 
 import contextlib
+import gc
 import re
 import sys
 from collections.abc import Iterator, Sequence
@@ -12,6 +16,10 @@ from dcgan.config import TrainConfig
 
 CUDA_CONTEXT_BYTES = 600 * 2**20  # what a process takes of a GPU beside its tensors, about
 PROC = Path("/proc/self")
+OUT_OF_MEMORY = re.compile(
+    r"DefaultCPUAllocator|out of memory|CUBLAS_STATUS_ALLOC_FAILED|CUDNN_STATUS_ALLOC_FAILED"
+)
+"""What errors say that are no `torch.OutOfMemoryError`: of the CPU, of CUDA, of its libraries."""
 
 
 def reset_peak(device: torch.device) -> None:
@@ -21,6 +29,15 @@ def reset_peak(device: torch.device) -> None:
     elif PROC.exists():
         with contextlib.suppress(OSError):  # some containers forbid it
             (PROC / "clear_refs").write_text("5")  # 5 resets the peak resident set; see proc(5)
+
+
+def release(device: torch.device) -> None:
+    """Frees what an earlier run in this process has left on CUDA: a reused worker's trials would
+    else take more and more."""
+    if device.type == "cuda":
+        gc.collect()
+        torch._C._cuda_clearCublasWorkspaces()
+        torch.cuda.empty_cache()
 
 
 def peak_bytes(device: torch.device) -> int:
@@ -57,8 +74,8 @@ def explained(lanes: Sequence[TrainConfig], device: torch.device) -> Iterator[No
     try:
         yield
     except RuntimeError as error:
-        on_cpu = "DefaultCPUAllocator" in str(error)
-        if not (on_cpu or isinstance(error, torch.OutOfMemoryError)):
+        known = isinstance(error, torch.OutOfMemoryError) or OUT_OF_MEMORY.search(str(error))
+        if not known:
             raise
         config = lanes[0]
         where = torch.cuda.get_device_name(device) if device.type == "cuda" else device.type

@@ -25,7 +25,7 @@ COVERED_SHARE = 0.01  # a class counts as covered from this share of the samples
 # samples this much closer to each other than real images are (medians) are repeats
 REPEAT_RATIO = 0.1
 # of a pairwise matrix held at a time, which bounds memory to ROWS x N
-ROWS = {"cpu": 512, "cuda": 4096}
+ROWS = {"cpu": 512, "cuda": 1024}
 
 
 class Gaussian(NamedTuple):
@@ -134,8 +134,8 @@ def high_frequency_energy(images: Tensor) -> Tensor:
     high = torch.hypot(frequencies[:, None], frequencies) > HIGH_FREQUENCY  # (S, S)
     energies = []
     for rows in in_rows(images):
-        spectrum = torch.fft.fft2(rows, norm="forward").abs().square()  # (rows, C, S, S)
-        energies.append((spectrum * high).sum((-2, -1)).mean(1))
+        spectrum = torch.view_as_real(torch.fft.fft2(rows, norm="forward"))  # (rows, C, S, S, 2)
+        energies.append((spectrum.square().sum(-1) * high).sum((-2, -1)).mean(1))
     return torch.cat(energies)
 
 

@@ -112,8 +112,9 @@ def build(lanes: Sequence[TrainConfig]) -> tuple[Generator, Discriminator]:
 @torch.no_grad()
 def update_average(average: nn.Module, live: nn.Module, decay: Tensor | float) -> None:
     """Moves the average's weights and statistics: a = decay * a + (1 - decay) * w."""
-    for a, w in zip(average.state_dict().values(), live.state_dict().values(), strict=True):
-        if a.is_floating_point():
-            a.lerp_(w, 1 - decay)
-        else:
-            a.copy_(w)
+    pairs = zip(average.state_dict().values(), live.state_dict().values(), strict=True)
+    moving = [(a, w) for a, w in pairs if a.is_floating_point()]  # counts of batches are not read
+    averages, weights = (list(tensors) for tensors in zip(*moving, strict=True))
+    differences = torch._foreach_sub(weights, averages)
+    torch._foreach_mul_(differences, 1 - decay)
+    torch._foreach_add_(averages, differences)

@@ -86,6 +86,11 @@ def set_up(precision: str, device: torch.device) -> None:
         raise ValueError(reason)
     if reason := absurdly_slow(precision, device):
         warnings.warn(f"{reason}; use float32", stacklevel=2)
+    switch(precision)
+
+
+def switch(precision: str) -> None:
+    """Sets the process-wide switches that `precision` needs."""
     _allow_tf32(precision == "tf32", precision == "tf32")
 
 

@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from dcgan import checkpoint
 from dcgan.config import TrainConfig
 from dcgan.lanes import LaneOptimizers, split_lane
-from dcgan.models import Generator, build
+from dcgan.models import build
 
 LOOP_STREAM = 1  # of order and noise; stream 0, the seed itself, draws the weights
 MEANS = ("generator_loss", "discriminator_loss", "d_real", "d_fake")
@@ -87,17 +87,14 @@ def random_stream(seed: int, device: torch.device) -> torch.Generator:
     return torch.Generator(device).manual_seed(int(drawn >> np.uint64(1)))
 
 
-def generators_to_evaluate(state: State) -> list[nn.Module]:
-    """The G of each lane that is evaluated: the averaged one, if there is one."""
-    net, L = state.average or state.generator, len(state.lanes)
-    if L == 1:
-        return [net]
-    own: list[nn.Module] = []
-    for lane, config in enumerate(state.lanes):
-        generator = Generator(config)
-        generator.load_state_dict(split_lane(net.state_dict(), lane, L))
-        own.append(to_device(generator, state.sums.device))
-    return own
+def generator_to_evaluate(state: State) -> nn.Module:
+    """The G of all lanes that is evaluated: the averaged one, if there is one."""
+    return state.average or state.generator
+
+
+def weights_to_evaluate(state: State, lane: int) -> dict[str, Tensor]:
+    """A lane's own weights of the G that is evaluated."""
+    return split_lane(generator_to_evaluate(state).state_dict(), lane, len(state.lanes))
 
 
 def contents(state: State) -> dict[str, Any]:

@@ -26,7 +26,7 @@ from dcgan.lanes import split_lane
 from dcgan.loop import make_update, train, train_epoch
 from dcgan.models import Generator, build
 from dcgan.schema import Row
-from dcgan.state import State, generators_to_evaluate, new_state, new_states
+from dcgan.state import State, new_state, new_states, weights_to_evaluate
 
 pytestmark = [
     pytest.mark.gpu,
@@ -190,8 +190,8 @@ def test_each_lane_is_its_single_run(optimizer: str) -> None:
         for net, start in (("generator", start_g), ("discriminator", start_d)):
             ours = split_lane(getattr(whole, net).state_dict(), lane, 3)
             assert_moved_alike(ours, getattr(alone, net).state_dict(), start)
-        ours = generators_to_evaluate(whole)[lane].state_dict()
-        assert_moved_alike(ours, generators_to_evaluate(alone)[0].state_dict(), start_g)
+        ours = weights_to_evaluate(whole, lane)
+        assert_moved_alike(ours, weights_to_evaluate(alone, 0), start_g)
 
 
 def test_float16_scales_each_lane_by_itself() -> None:

@@ -21,11 +21,11 @@ from dcgan.config import TrainConfig, replicate, write_lanes
 from dcgan.data import load_split
 from dcgan.evaluate import load_reference
 from dcgan.lanes import split_lane
-from dcgan.loop import evaluate_lanes, make_update, train, train_epoch
+from dcgan.loop import make_update, scored, train, train_epoch
 from dcgan.losses import LOSSES, Loss
 from dcgan.models import build
 from dcgan.schema import CHECKPOINT_FILE, COLUMNS, Row
-from dcgan.state import LOOP_STREAM, State, generators_to_evaluate, new_state, new_states
+from dcgan.state import LOOP_STREAM, State, new_state, new_states, weights_to_evaluate
 
 CPU = torch.device("cpu")
 ROOT = str(Path(__file__).parents[2])
@@ -267,8 +267,7 @@ def assert_is_the_single_run(whole: State, means: list[Row], tolerance: float = 
                     assert (a - b).norm() <= 0.02 * b.norm()
         if config.ema_decay:
             ours, theirs = (
-                generators_to_evaluate(state)[at].state_dict()
-                for state, at in ((whole, lane), (alone, 0))
+                weights_to_evaluate(state, at) for state, at in ((whole, lane), (alone, 0))
             )
             assert_moved_alike(ours, theirs, build([config])[0].state_dict())
 
@@ -362,11 +361,13 @@ def test_best_is_the_best_lane_of_the_epoch_with_the_best_mean(
     fids = [9.0, 2.0, 5.0, 4.0, 1.0, 9.0]  # of epochs 1, 1, 2, 2, 3, 3
     seen: list[dict[str, torch.Tensor]] = []
 
-    def evaluate(generator: torch.nn.Module, *_: object) -> Row:
-        seen.append({name: tensor.clone() for name, tensor in generator.state_dict().items()})
-        return {"fid": fids[len(seen) - 1]}
+    def evaluate(net: torch.nn.Module, lanes: list[TrainConfig], *_: Any, **__: Any) -> list[Row]:
+        for lane in range(len(lanes)):
+            own = split_lane(net.state_dict(), lane, len(lanes))
+            seen.append({name: tensor.clone() for name, tensor in own.items()})
+        return [{"fid": fid} for fid in fids[len(seen) - len(lanes) : len(seen)]]
 
-    monkeypatch.setattr("dcgan.loop.evaluate", evaluate)
+    monkeypatch.setattr("dcgan.loop.evaluate_lanes", evaluate)
     train(replicate(QUICK_EMA, 2), report=ignore, checkpoint_dir=tmp_path)
     best, config, epoch = checkpoint.load_generator(tmp_path)
     assert (epoch, checkpoint.load(tmp_path)["best"]["fid"]) == (2, 4.5)
@@ -498,13 +499,12 @@ def test_divergence_is_an_error_and_is_never_reported(which: str, tmp_path: Path
 def test_the_lane_that_diverged_is_named(values: float, weight: float, message: str) -> None:
     lanes = replicate(TINY, 2)
     (state,) = new_states(lanes, CPU)
-    generators = generators_to_evaluate(state)
     with torch.no_grad():
-        next(generators[1].parameters()).mul_(weight)
+        next(state.generator.parameters()).chunk(2)[1].mul_(weight)
     reference = load_reference(TINY.source(None, CPU), "validation")
     means = [{"d_real": 0.5}, {"d_real": values}]
     with pytest.raises(FloatingPointError, match=message):
-        evaluate_lanes(generators, means, lanes, reference, epoch=4)
+        scored(state, means, reference, epoch=4, named=True)
 
 
 def test_a_batch_larger_than_the_data_is_refused() -> None:

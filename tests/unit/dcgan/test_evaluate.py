@@ -19,6 +19,7 @@ from dcgan.config import TrainConfig
 from dcgan.data import Source, load_split
 from dcgan.evaluate import (
     Reference,
+    circles,
     evaluation_noise,
     generate,
     great_circles,
@@ -420,11 +421,11 @@ def test_great_circles_turn_one_end_into_the_other(steps: int, latent_size: int)
 def test_great_circles_begin_and_end_in_their_noises() -> None:
     """Of unequal norms, as noises are."""
     a, b = ends(50, 100)
-    circles = great_circles(a, b, 6)
-    torch.testing.assert_close(circles[:, 0], a)
-    torch.testing.assert_close(circles[:, -1], b)
-    torch.testing.assert_close(great_circles(b, a, 6), circles.flip(1))
-    norms_of_ends, inside = torch.stack([a, b]).norm(dim=-1), circles.norm(dim=-1)
+    turned = great_circles(a, b, 6)
+    torch.testing.assert_close(turned[:, 0], a)
+    torch.testing.assert_close(turned[:, -1], b)
+    torch.testing.assert_close(great_circles(b, a, 6), turned.flip(1))
+    norms_of_ends, inside = torch.stack([a, b]).norm(dim=-1), turned.norm(dim=-1)
     assert (inside > 0.9 * norms_of_ends.amin(0)[:, None]).all()
     assert (inside < 1.1 * norms_of_ends.amax(0)[:, None]).all()
 
@@ -436,10 +437,10 @@ def test_great_circles_begin_and_end_in_their_noises() -> None:
 def test_noises_on_one_line_are_joined_by_it(factor: float, latent_size: int) -> None:
     """No great circle goes through them; rounding puts the cosine of some above 1."""
     a, _ = ends(300, latent_size)
-    circles = great_circles(a, factor * a, 5)
-    assert circles.isfinite().all()
+    found = great_circles(a, factor * a, 5)
+    assert found.isfinite().all()
     expected = torch.stack([(1 + (factor - 1) * t / 4) * a for t in range(5)], 1)
-    torch.testing.assert_close(circles, expected, atol=1e-5, rtol=1e-5)
+    torch.testing.assert_close(found, expected, atol=1e-5, rtol=1e-5)
 
 
 @pytest.mark.parametrize("off", [1e-7, 1e-5, 1e-4, 1e-3, 1e-2])
@@ -447,13 +448,13 @@ def test_noises_on_one_line_are_joined_by_it(factor: float, latent_size: int) ->
 def test_nearly_parallel_noises_stay_finite_and_in_range(sign: int, off: float) -> None:
     a, other = ends(300, 100)
     b = sign * a + off * other
-    circles = great_circles(a, b, 5)
-    assert circles.isfinite().all()
-    torch.testing.assert_close(circles[:, 0], a, atol=1e-4, rtol=1e-4)
-    torch.testing.assert_close(circles[:, -1], b, atol=1e-4, rtol=1e-4)
+    turned = great_circles(a, b, 5)
+    assert turned.isfinite().all()
+    torch.testing.assert_close(turned[:, 0], a, atol=1e-4, rtol=1e-4)
+    torch.testing.assert_close(turned[:, -1], b, atol=1e-4, rtol=1e-4)
     if sign > 0:
         torch.testing.assert_close(
-            circles.norm(dim=-1), a.norm(dim=-1)[:, None].expand(300, 5), atol=0, rtol=0.02
+            turned.norm(dim=-1), a.norm(dim=-1)[:, None].expand(300, 5), atol=0, rtol=0.02
         )
 
 
@@ -506,22 +507,28 @@ def test_path_length_is_of_32_great_circles_in_8_steps(monkeypatch: pytest.Monke
         t = np.linspace(0, 1, 8)[:, None]
         path = (np.sin((1 - t) * angle) * start + np.sin(t * angle) * end) / np.sin(angle)
         lengths.append(np.linalg.norm(np.diff(path, axis=0), axis=1).sum())
-    assert path_length(Echo(), 20, CPU) == pytest.approx(np.mean(lengths), rel=1e-5)
+    assert path_length(generate(Echo(), circles(20, CPU))) == pytest.approx(
+        np.mean(lengths), rel=1e-5
+    )
 
 
 def test_path_length_of_a_generator_that_ignores_its_noise_is_0() -> None:
-    assert path_length(Steep(0), 100, CPU) == pytest.approx(0, abs=1e-3)
-    assert path_length(Album(1), 100, CPU) == pytest.approx(0, abs=1e-3)
+    assert path_length(generate(Steep(0), circles(100, CPU))) == pytest.approx(0, abs=1e-3)
+    assert path_length(generate(Album(1), circles(100, CPU))) == pytest.approx(0, abs=1e-3)
 
 
 def test_path_length_grows_with_how_steeply_images_follow_the_noise() -> None:
-    gentle, even, steep = (path_length(Steep(scale), 100, CPU) for scale in (0.03, 0.3, 30))
+    gentle, even, steep = (
+        path_length(generate(Steep(scale), circles(100, CPU))) for scale in (0.03, 0.3, 30)
+    )
     assert 0.01 < gentle < even / 2
     assert even < steep
 
 
 def test_path_length_grows_with_jumps() -> None:
-    one, two, many = (path_length(Album(pages), 100, CPU) for pages in (1, 2, 300))
+    one, two, many = (
+        path_length(generate(Album(pages), circles(100, CPU))) for pages in (1, 2, 300)
+    )
     assert one < two < many / 2
 
 
@@ -532,11 +539,11 @@ def test_path_length_is_repeatable_and_leaves_everything_as_it_was(training: boo
     ].train(training)
     before, stream = copy.deepcopy(generator.state_dict()), torch.get_rng_state()
     noise = evaluation_noise(64, 100, CPU).clone()
-    first = path_length(generator, 100, CPU)
+    first = path_length(generate(generator, circles(100, CPU)))
     torch.manual_seed(77)
-    assert path_length(generator, 100, CPU) == first > 0
+    assert path_length(generate(generator, circles(100, CPU))) == first > 0
     torch.set_rng_state(stream)
-    path_length(generator, 100, CPU)
+    path_length(generate(generator, circles(100, CPU)))
     assert torch.equal(torch.get_rng_state(), stream)
     assert torch.equal(evaluation_noise(64, 100, CPU), noise)
     assert generator.training == training
@@ -560,7 +567,9 @@ def test_evaluate_gives_every_quality_column_and_no_other(made: tuple[Reference,
     }
     assert all(np.isfinite(value) for value in row.values())
     images = generate(generator, evaluation_noise(120, 9, CPU))
-    assert row == score(images, reference) | {"path_length": path_length(generator, 9, CPU)}
+    assert row == score(images, reference) | {
+        "path_length": path_length(generate(generator, circles(9, CPU)))
+    }
     assert row["sharpness"] == evaluate.mean_energy(images) / made[0].energy
     assert {"confident_share", "sharpness", "path_length"} < row.keys() - evaluate.protocol(
         reference

@@ -1,0 +1,222 @@
+"""What may not happen on CUDA: `checks.py NAME`, in a process on the fake runtime.
+
+Each check prints what it found and raises AssertionError at a fault. Values are garbage.
+"""
+
+import dataclasses
+import gc
+import itertools
+import json
+import os
+import sys
+import tempfile
+import threading
+import warnings
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+HERE = Path(__file__).parent
+sys.path[:0] = [str(HERE), str(HERE.parents[1])]
+
+import log  # noqa: E402 - first of all that imports torch
+import torch  # noqa: E402
+
+from dcgan import evaluate, memory, metrics, precision  # noqa: E402
+from dcgan.config import TrainConfig, replicate  # noqa: E402
+from dcgan.data import Source, load_split  # noqa: E402
+from dcgan.graph import WARM_UP, Graphed  # noqa: E402
+from dcgan.loop import make_update, train, train_epoch  # noqa: E402
+from dcgan.state import new_states  # noqa: E402
+
+D = torch.device("cuda", 0)
+BASE = TrainConfig(dataset="mnist-mini")
+BATCHES = 8
+FORBIDDEN = ("UNSAFE", "LEAK", "SUSPECT", "INVALID")
+"""Of an entry: what a capture does not allow, or would not see."""
+KERNELS = ("C kernel", "C lib c", "C memset", "C memcpy")
+NODES = json.loads((HERE / "nodes.json").read_text())
+"""Of a captured update, by name of the cell: as recorded, and not to be exceeded."""
+
+
+def images_of(config: TrainConfig) -> torch.Tensor:
+    source = Source("mnist-mini", config.image_size, config.channels, device=D)
+    return load_split(source, "train").images[: config.batch_size * BATCHES]
+
+
+def believe() -> None:
+    """Makes evaluation accept garbage."""
+    torch.Tensor.isfinite = lambda self: torch.ones(2, dtype=torch.bool)  # type: ignore[method-assign]
+    evaluate.metrics.frechet_distance = lambda a, b: 1.0
+    evaluate.mean_energy = lambda images: 1.0
+    metrics.class_shares = lambda probabilities: torch.full((10,), 0.1, dtype=torch.float64)
+
+
+def faults() -> dict[str, int]:
+    return {what: n for what, n in log.counts().items() if any(f in what for f in FORBIDDEN)}
+
+
+def cells() -> Iterator[dict[str, Any]]:
+    """Settings of an update, and `lanes`."""
+    names = ("precision", "optimizer", "ema_decay", "lanes")
+    kinds = (precision.PRECISIONS, ("adam", "rmsprop"), (0.0, 0.9), (1, 4))
+    for values in itertools.product(*kinds):
+        yield dict(zip(names, values, strict=True))
+    for depth, extra, lanes, name in itertools.product(
+        (1, 2, 3), (0, 2), (1, 3), ("float32", "bfloat16")
+    ):
+        depths = {"generator_depth": depth, "discriminator_depth": depth, "extra_convs": extra}
+        yield depths | {"lanes": lanes, "precision": name}
+    yield {"image_size": 32, "channels": 3}
+    yield {"generator_depth": 1, "discriminator_depth": 3}
+    yield {"latent_size": 1, "generator_width": 1, "discriminator_width": 1, "lanes": 2}
+
+
+def lanes_of(lanes: int = 1, **settings: Any) -> list[TrainConfig]:
+    """As many lanes of these settings."""
+    return replicate(dataclasses.replace(BASE, **settings), lanes)
+
+
+def captures() -> None:
+    """Every update is captured legally, waits for nothing, and computes in its precision."""
+    for cell in cells():
+        own = dict(cell)
+        lanes = replicate(
+            dataclasses.replace(BASE, **{k: v for k, v in own.items() if k != "lanes"}),
+            own.get("lanes", 1),
+        )
+        config = lanes[0]
+        precision.set_up(config.precision, D)
+        images = images_of(config)
+        (state,) = new_states(lanes, D)
+        update = make_update(state, images)
+        log.reset()
+        train_epoch(state, images, update)
+        found = log.counts()
+        assert not faults(), (cell, faults())
+        captured = isinstance(update, Graphed)
+        assert captured == ((config.precision, config.optimizer) != ("float16", "rmsprop")), cell
+        if not captured:
+            continue
+        waits = sum(n for what, n in found.items() if what.startswith("- SYNC stream"))
+        assert waits == 1, (cell, f"{waits} waits: one reads the means")
+        assert found["- graphLaunch "] == BATCHES - WARM_UP, cell
+        switches = {what.split("allow_tf32=")[1] for what in found if "allow_tf32" in what}
+        modes = {what.split("math_mode ")[1] for what in found if "math_mode" in what}
+        assert switches == {str(config.precision == "tf32")}, (cell, switches)
+        assert ("3" in modes) == (config.precision == "tf32"), (cell, modes)
+        nodes = sum(n for what, n in found.items() if what.startswith(KERNELS))
+        name = " ".join(f"{k}={v}" for k, v in cell.items())
+        print(f"{nodes:>5} nodes  {name}", flush=True)
+        assert nodes <= NODES.get(name, nodes), (cell, nodes, NODES[name])
+
+
+def resumed() -> None:
+    """A run goes on from its checkpoint, captured as legally as before."""
+    believe()
+    cells = [
+        {"ema_decay": 0.9},
+        {"optimizer": "rmsprop", "lanes": 3},
+        {"precision": "bfloat16", "ema_decay": 0.9, "lanes": 2},
+        {"precision": "float16"},
+    ]
+    for cell in cells:
+        lanes = lanes_of(batch_size=512, **cell)
+        shorter = [dataclasses.replace(lane, epochs=1) for lane in lanes]
+        longer = [dataclasses.replace(lane, epochs=2) for lane in lanes]
+        with tempfile.TemporaryDirectory() as folder:
+            train(shorter, report=lambda row: None, checkpoint_dir=folder, device=D)
+            log.reset()
+            rows = train(
+                longer, report=lambda row: None, checkpoint_dir=folder, resume_from=folder, device=D
+            )
+        assert [row["epoch"] for row in rows] == [1] * len(lanes) + [2] * len(lanes), cell
+        assert not faults(), (cell, faults())
+
+
+def many_trials() -> None:
+    """Equal trials in one process, as a reused worker has them, take the same memory, and the
+    allocator keeps not much more than they use."""
+    images, peaks, reserved = images_of(BASE), [], []
+    for seed in range(6):
+        memory.release(D)
+        memory.reset_peak(D)
+        (state,) = new_states([dataclasses.replace(BASE, seed=seed)], D)
+        update = make_update(state, images)
+        train_epoch(state, images, update)
+        peaks.append(memory.peak_bytes(D) >> 20)
+        reserved.append(
+            (torch.cuda.max_memory_reserved() >> 20, torch.cuda.memory_reserved() >> 20)
+        )
+        del state, update
+        gc.collect()
+    print(f"peaks {peaks} MB; reserved at most, and at the end {reserved} MB")
+    assert peaks[-1] < 1.1 * peaks[0], peaks
+    assert reserved[0][0] < 1.3 * reserved[0][1], reserved
+    assert reserved[-1][0] < 1.1 * reserved[0][0], reserved
+
+
+def evaluation() -> None:
+    """Evaluating takes at most 400 MB of 10,000 images, and compiles nothing."""
+    believe()
+    features = torch.zeros(10_000, 128, device=D)
+    images = torch.zeros(10_000, 1, 28, 28, dtype=torch.uint8, device=D)
+    torch.cuda.empty_cache()
+    memory.reset_peak(D)
+    before = torch.cuda.memory_allocated()
+    radii = metrics.neighbour_radii(features)
+    metrics.manifold(features, features, radii, radii)
+    metrics.within_kernel_mean(features)
+    log.reset()
+    metrics.high_frequency_energy(images.float())
+    peak = (memory.peak_bytes(D) - before) >> 20
+    print(f"{peak} MB")
+    assert peak < 400
+    assert not [what for what in log.counts() if "nvrtc" in what.lower()]
+
+
+def packing() -> None:
+    """What is measured to share a GPU computes as what will run."""
+    from tune import site
+
+    torch.backends.cudnn.allow_tf32 = True  # as a new process has it
+    site.PROBE_SECONDS = 0.05
+    believe()
+    log.reset()
+    site.probe([BASE], None, D, threading.Barrier(1))
+    captured = {
+        what.split("allow_tf32=")[1]
+        for what in log.counts()
+        if what.startswith("C ") and "allow_tf32" in what
+    }
+    assert captured == {"False"}, captured
+
+
+def out_of_memory() -> None:
+    """Wherever memory ends, it is said, and nothing is left half captured."""
+    believe()
+    total = torch.cuda.get_device_properties(0).total_memory
+    widths = {"generator_width": 256, "discriminator_width": 256}
+    big = dataclasses.replace(BASE, epochs=1, batch_size=256, **widths)
+    for megabytes in (10, 60, 150, 300, 450):
+        load_split.cache_clear()
+        evaluate.load_reference.cache_clear()
+        memory.release(D)
+        torch.cuda.set_per_process_memory_fraction(megabytes * 2**20 / total)
+        try:
+            train([big], report=lambda row: None, device=D)
+        except MemoryError as error:
+            print(megabytes, error)
+        else:
+            raise AssertionError(f"{megabytes} MB were enough")
+        assert not torch.cuda.is_current_stream_capturing()
+
+
+if __name__ == "__main__":
+    warnings.simplefilter("error")
+    ours = ("Please use the new API settings to control TF32",)
+    for harmless in (*ours, r"cov\(\)", "Synchronization debug", "Triton"):
+        warnings.filterwarnings("ignore", harmless)
+    globals()[sys.argv[1]]()
+    sys.stdout.flush()
+    os._exit(0)  # the fake libraries have no way to be unloaded
