@@ -1,5 +1,4 @@
-"""The log of the fake runtime; convolutions, of which cuDNN builds graphs of its own, become entries
-of it."""
+"""The log of the fake runtime, with convolutions, of which cuDNN builds graphs of its own."""
 
 import ctypes
 import os

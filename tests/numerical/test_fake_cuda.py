@@ -18,7 +18,15 @@ pytestmark = [
     pytest.mark.fake_cuda,
     pytest.mark.skipif(bool(runtime.missing()), reason=f"needs {runtime.missing()}"),
 ]
-CHECKS = ("captures", "resumed", "many_trials", "evaluation", "packing", "out_of_memory")
+CHECKS = (
+    "captures",
+    "resumed",
+    "many_trials",
+    "evaluation",
+    "lanes_evaluated",
+    "packing",
+    "out_of_memory",
+)
 
 
 @pytest.fixture(scope="module")
