@@ -165,7 +165,13 @@ class Tracker:
         self.record: dict[str, Any] = {"id": secrets.token_hex(4), "runs": []}
         if self.file.is_file():
             self.record = json.loads(self.file.read_text(encoding="utf-8"))
-        # hash of what was logged of each part of the search's own run
+        # hash of what was logged of each part of the search's own run; an earlier version had the
+        # hashes of all answers, whose parts were logged together
+        if answers := self.record.pop("answers", []):
+            self.record["tables"] = len(answers)
+            self.record["parts"] = dict.fromkeys(("table", "model", "answer"), answers[-1])
+        if "dashboard" in self.record:
+            self.record.setdefault("parts", {})["dashboard"] = "made"
         self.parts = self.record.setdefault("parts", {})
         # epochs and status that were logged, by trial; an earlier version's word for it was "told"
         self.logged = self.record.setdefault("logged", self.record.pop("told", {}))

@@ -1,10 +1,11 @@
 """What is logged to W&B of a search's files, and when: with a recorder in place of W&B, whose own
 files are read back in tests/integration."""
 
+import itertools
 import json
 import shutil
 import sqlite3
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -233,6 +234,18 @@ def test_a_record_of_an_earlier_version_is_gone_on_with(search: Path, runs: Runs
     assert logged(search)["trial_0000"] == {"epochs": 3, "status": "finished"}
 
 
+def test_what_an_earlier_version_logged_of_the_answer_is_not_logged_again(
+    search: Path, runs: Runs
+) -> None:
+    record = {"id": "abc", "logged": {}, "runs": [], "answers": ["1", "2"], "dashboard": "https://"}
+    (search / "wandb.json").write_text(json.dumps(record))
+    parts = dict.fromkeys(("table", "model", "answer"), "2") | {"dashboard": "made"}
+    own = Tracker(Store(search), "online")
+    assert own.parts == parts
+    assert own.record["tables"] == 2
+    assert "answers" not in own.record
+
+
 def test_a_run_that_was_killed_as_it_wrote_is_logged_again(search: Path, runs: Runs) -> None:
     for name in ("offline-run-1", "offline-run-2"):
         (search / "wandb" / name).mkdir(parents=True)
@@ -240,6 +253,71 @@ def test_a_run_that_was_killed_as_it_wrote_is_logged_again(search: Path, runs: R
     (search / "wandb.json").write_text(json.dumps(record))
     Tracker(Store(search), "offline")
     assert [path.name for path in (search / "wandb").iterdir()] == ["offline-run-1"]
+
+
+class Killed(BaseException):
+    """The tracker's process ends."""
+
+
+class Writes:
+    """The durable writes of offline tracking, in order: a run's folder as it begins, its content as
+    it ends, and the record. One of them is the last, before or after it."""
+
+    def __init__(self, search: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+        self.search, self.count, self.at, self.after = search, 0, -1, False
+        record = tracker.write_json
+        monkeypatch.setattr(tracker, "write_json", lambda *told: self.write(lambda: record(*told)))
+        monkeypatch.setattr(Tracker, "begin", lambda *given: self.begin(*given))
+        monkeypatch.setattr(tracker, "picture", lambda path, caption=None: path.name)
+
+    def write(self, write: Callable[[], Any]) -> None:
+        self.count += 1
+        if self.count - 1 != self.at:
+            write()
+            return
+        if self.after:
+            write()
+        raise Killed
+
+    def begin(self, own: Tracker, name: str, kind: str, config: dict[str, Any]) -> Recorder:
+        taken = len(list((self.search / "wandb").glob("*")))
+        folder = self.search / "wandb" / f"offline-run-{self.count}-{taken}"
+        run = Recorder(kind, config)
+        self.write(lambda: folder.mkdir(parents=True))
+        own.record["runs"].append(folder.name)
+
+        def finish() -> None:
+            lines = [[name, step] for step in run.steps]
+            self.write(lambda: (folder / "run.wandb").write_text(json.dumps(lines)))
+
+        run.finish = finish  # type: ignore[method-assign]
+        return run
+
+    def kept(self) -> list[list[Any]]:
+        """Name and step of all that would be uploaded."""
+        files = (self.search / "wandb").glob("*/run.wandb")
+        return sorted(line for file in files for line in json.loads(file.read_text()))
+
+
+def test_killed_at_any_write_each_step_is_kept_once(
+    made: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    writes = Writes(shutil.copytree(made, tmp_path / "whole"), monkeypatch)
+    Tracker(Store(writes.search), "offline").update(last=True)
+    whole, count = writes.kept(), writes.count
+    steps = [
+        [f"trial_{n:04d}", epoch + 1] for n, fids in enumerate(FIDS) for epoch in range(len(fids))
+    ]
+    assert whole == steps
+    assert count == 3 * len(FIDS)
+    for at, after in itertools.product(range(count), (False, True)):
+        writes.search = shutil.copytree(made, tmp_path / f"{at} {after}")
+        writes.count, writes.at, writes.after = 0, at, after
+        with pytest.raises(Killed):
+            Tracker(Store(writes.search), "offline").update(last=True)
+        writes.at = -1
+        Tracker(Store(writes.search), "offline").update(last=True)
+        assert writes.kept() == whole, (at, after)
 
 
 def test_a_study_that_cannot_be_read_is_an_error(search: Path, runs: Runs) -> None:
