@@ -67,13 +67,13 @@ def trainable(params: dict[str, Any], *, task: Task) -> None:
         memory.limit(task.gpus)
     store = task.store.trial(ray_tune.get_context().get_trial_name())
     error_file = store.folder / ERROR_FILE
-    if error_file.exists():
-        raise FloatingPointError(error_file.read_text(encoding="utf-8"))
     lanes = replicate(TrainConfig.from_dict(params), task.replicas)
     trial = TrialFolder(store, lanes, task)
     try:
         for row in trial.means:
             ray_tune.report(row)
+        if error_file.exists():  # only now: the driver may not have seen what it reached
+            raise FloatingPointError(error_file.read_text(encoding="utf-8").strip())
         check_collapse(trial.means, task.patience)
         train(
             lanes,

@@ -10,6 +10,7 @@ import dataclasses
 import heapq
 import itertools
 import json
+import os
 import random
 import shutil
 import tempfile
@@ -27,11 +28,19 @@ from optuna.trial import FrozenTrial, TrialState
 from dcgan import files
 from dcgan.config import TrainConfig
 from dcgan.files import read_rows
-from dcgan.schema import CHECKPOINT_FILE, ERROR_FILE, PARAMS_FILE, ROWS_FILE, Row, trial_name
-from dcgan.store import Store
+from dcgan.schema import (
+    CHECKPOINT_FILE,
+    ERROR_FILE,
+    PARAMS_FILE,
+    ROWS_FILE,
+    STUDY_FILE,
+    Row,
+    trial_name,
+)
+from dcgan.store import Mirror, Store
 from tune import trainable
 from tune.curves import Curves, write_curves
-from tune.ledger import quiet_optuna
+from tune.ledger import open_ledger, quiet_optuna
 from tune.plan import Plan
 from tune.simulate import make_plan
 from tune.simulation import SimulatedTrial, Simulation
@@ -40,6 +49,7 @@ from tune.trainable import Task, TrialFolder
 EPOCHS, TRIALS, SEEDS = 6, 4, 12
 METHODS = ("random", "random+asha", "tpe+asha")
 LEDGER_WRITES = ("create_new_trial", "set_trial_intermediate_value", "set_trial_state_values")
+UNWATCHED = files.replace
 POINTS: Counter[str] = Counter()
 
 
@@ -97,6 +107,9 @@ def disk(shared_memory: Path, monkeypatch: pytest.MonkeyPatch) -> Disk:
     disk, replace = Disk(shared_memory / "search"), files.replace
 
     def watched(path: Path, content: bytes) -> None:
+        if not path.is_relative_to(disk.folder):  # a copy on a machine
+            replace(path, content)
+            return
         torn = path.with_suffix(".999.tmp"), content[: len(content) // 2]
         disk.write(path.name, lambda: replace(path, content), torn)
 
@@ -151,11 +164,11 @@ class Session(Simulation):
         later; or the trial fails."""
         self.seconds, _, trial = heapq.heappop(self.events)
         folder = self.folders[trial.trial_id]
-        if (folder.folder / ERROR_FILE).exists():
-            self.fail(trial)
-        elif trial.reported < trial.trained:
+        if trial.reported < trial.trained:
             trial.reported += 1
             self.report(trial, trial.rows[trial.reported - 1])
+        elif (folder.folder / ERROR_FILE).exists():
+            self.fail(trial)
         elif trial.trained >= len(trial.curve):
             self.fail(trial, "diverged")
         else:
@@ -170,9 +183,10 @@ class Session(Simulation):
             self.pushed += 1
 
     def fail(self, trial: SimulatedTrial, why: str = "collapsed") -> None:
-        folder = self.folders[trial.trial_id].folder
-        if not (folder / ERROR_FILE).exists():
-            trainable.replace(folder / ERROR_FILE, f"{why}\n".encode())
+        store = self.folders[trial.trial_id].store
+        if not (store.folder / ERROR_FILE).exists():
+            trainable.replace(store.folder / ERROR_FILE, f"{why}\n".encode())
+            store.put()
         super().fail(trial)
 
 
@@ -305,6 +319,44 @@ def test_two_trials_at_a_time_keep_what_was_known(method: str, disk: Disk) -> No
                 assert len(rows) - len(values) in (0, 1), case
             if method == "random":
                 assert now == whole, case
+
+
+def on_a_new_machine(world: World) -> list[Any]:
+    """Goes on with a search in a storage that machines mount, on one that has nothing of it."""
+    machine = Path(tempfile.mkdtemp(dir=world.disk.folder.parent))
+    os.chdir(machine)  # where trials have their copies
+    store = Mirror(machine / "copy", str(world.disk.folder))
+    store.folder.mkdir()
+    store.begin()
+    ledger = open_ledger(store.folder, ("fid",))
+    store.commit(store.folder / STUDY_FILE)
+    go_on(dataclasses.replace(world.plan, store=store), world.curves, world.seed, ledger)
+    store.put()
+    for unfinished in world.disk.folder.rglob("*.tmp"):
+        unfinished.unlink()
+    return story(ledger, world.disk.folder)
+
+
+def test_machines_that_are_lost_at_any_upload_cost_nothing(
+    disk: Disk, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """All of a machine is gone, but for what it has uploaded: the study, rows, checkpoints, why a
+    trial failed."""
+    monkeypatch.chdir(disk.folder.parent)
+    monkeypatch.setattr("dcgan.store.replace", files.replace)  # uploads are the writes here
+    for module in (files, trainable):
+        monkeypatch.setattr(module, "replace", UNWATCHED)
+    monkeypatch.setattr(trainable.time, "monotonic", lambda: 0.0)  # each epoch is uploaded
+    (world,) = itertools.islice(worlds(disk, "random+asha", 1), 1, 2)
+    disk.study, disk.watched = optuna.create_study(), True
+    whole = on_a_new_machine(world)
+    disk.watched = False
+    points = {left.point for left in disk.left}
+    uploads = (STUDY_FILE, CHECKPOINT_FILE, ROWS_FILE, ERROR_FILE)
+    assert {f"{when} {name}" for when in ("in", "after") for name in uploads} <= points
+    for number, left in enumerate(disk.left):
+        disk.restore(left)
+        assert on_a_new_machine(world) == whole, (number, left.point)
 
 
 def test_the_points_are_many() -> None:
