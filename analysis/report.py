@@ -1,4 +1,4 @@
-"""The report: `python -m analysis.report RUN [RUN…]` writes the answer of searches as one page that
+"""The report: `python -m analysis.report RUN ...` writes the answer of searches as one page that
 opens without a network, as Markdown, and as JSON.
 
 `read` gathers the answer as plain values, and what is shown with it; report.jinja says it, in the

@@ -98,11 +98,11 @@ class RefusedError(Exception):
 def wanted_mode() -> str:
     """What W&B itself would do in this environment: `online` only where it has a key and is not
     switched off, by `wandb offline`, `wandb disabled` or `WANDB_MODE`."""
-    # private: W&B's public ways to ask start a process of its own, prompt for a key, or print
-    from wandb.sdk.lib.wbauth import authenticate_session
-    from wandb.sdk.wandb_setup import singleton
-
     try:
+        # private: W&B's public ways to ask start a process of its own, prompt for a key, or print
+        from wandb.sdk.lib.wbauth import authenticate_session
+        from wandb.sdk.wandb_setup import singleton
+
         with without_other_runs():
             settings = singleton().settings
             key = authenticate_session(
@@ -155,7 +155,8 @@ class Tracker:
         folder = store.folder
         self.store, self.folder, self.mode = store, folder, mode
         self.refused = False  # whether W&B did not take something
-        self.project = fitting(os.environ.pop("WANDB_PROJECT", "") or PROJECT)
+        self.project = fitting(os.environ.get("WANDB_PROJECT") or PROJECT)
+        os.environ["WANDB_PROJECT"] = self.project  # W&B would refuse all for its name
         store.clear()
         store.get_small()
         if not (folder / SEARCH_FILE).is_file():

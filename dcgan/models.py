@@ -111,7 +111,8 @@ def build(lanes: Sequence[TrainConfig]) -> tuple[Generator, Discriminator]:
 
 @torch.no_grad()
 def update_average(average: nn.Module, live: nn.Module, decay: Tensor | float) -> None:
-    """Moves the average's weights and statistics: a = decay * a + (1 - decay) * w."""
+    """Moves the average's weights and statistics: a = decay * a + (1 - decay) * w. (By private
+    functions of torch: a kernel for all tensors instead of one for each.)"""
     pairs = zip(average.state_dict().values(), live.state_dict().values(), strict=True)
     moving = [(a, w) for a, w in pairs if a.is_floating_point()]  # counts of batches are not read
     averages, weights = (list(tensors) for tensors in zip(*moving, strict=True))

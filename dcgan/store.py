@@ -1,7 +1,7 @@
 """Folders that outlast their machine.
 
 A `Store` is the folder of a search or a trial. A `Mirror` is one that is a working copy of a folder
-in an object store (s3://…, gs://…), or in a folder that several machines mount: it holds the same
+in an object store (s3:, gs:), or in a folder that several machines mount: it holds the same
 files under the same names. The driver works on one copy, each trial on one of its own, and both
 upload files as soon as these have to outlast the machine: a decision before it takes effect, an
 epoch as often as its upload is worth (`tune.trainable.Pace`).

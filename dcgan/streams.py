@@ -3,6 +3,7 @@ that nobody reads is silence."""
 
 import io
 import os
+import select
 import sys
 from typing import Any, TextIO
 
@@ -13,7 +14,9 @@ class Silent(io.FileIO):
 
     def write(self, data: Any) -> int:
         try:
-            return super().write(data) or 0
+            while (written := super().write(data)) is None:  # not blocking, and full
+                select.select([], [self], [])
+            return written
         except OSError:
             return memoryview(data).nbytes
 
