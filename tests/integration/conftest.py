@@ -181,7 +181,8 @@ def clean_environment(home: Path) -> dict[str, str]:
 
 @pytest.fixture(scope="session")
 def one_ray() -> Iterator[None]:
-    """Ray on two CPUs, which all searches in this process use: `tune.run` takes one that runs."""
+    """Ray on one CPU, which all searches in this process use: `tune.run` takes one that runs. To
+    start a worker costs more than its trials here, and xdist uses the other CPU."""
     import ray
 
     from tune.runner import quiet_ray
@@ -189,7 +190,7 @@ def one_ray() -> Iterator[None]:
     quiet_ray()
     ray.init(
         "local",
-        num_cpus=2,
+        num_cpus=1,
         include_dashboard=False,
         log_to_driver=False,
         logging_level=logging.ERROR,
@@ -220,6 +221,7 @@ def search_in_process(one_ray: None, tmp_path: Path) -> Callable[..., Ended]:
         "set": tuple(f"{name}={value}" for name, value in SMALL.items()),
         "confirm": 0,
         "wandb": "disabled",
+        "max_concurrent": 1,
     }
 
     def search(**asked: Any) -> Ended:

@@ -14,14 +14,16 @@ import subprocess
 import sys
 import threading
 import time
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pandas as pd
 import pytest
-from search_processes import ONE_AT_A_TIME, SMALL, at, resume, run, wait_for
+from search_processes import ONE_AT_A_TIME, SMALL, at, wait_for
 from search_results import rows_now
 
-from dcgan.schema import REPORT_FILE, STUDY_FILE, TABLE_FILE
+from dcgan.schema import REPORT_FILE, SEARCH_FILE, STUDY_FILE, TABLE_FILE
 
 pytestmark = [pytest.mark.slow, pytest.mark.usefixtures("nothing_left_running")]
 NAME = "it's lr=1e-3 (2) & <b>"
@@ -138,23 +140,22 @@ def test_what_cannot_work_is_refused_with_where_it_came_from(
     assert not (tmp_path / "s").exists()
 
 
-def test_more_trials_go_on_with_the_same_study(undisturbed: Path, tmp_path: Path) -> None:
-    folder = tmp_path / "s"
-    shutil.copytree(undisturbed, folder)
-    before = json.loads((folder / "search.json").read_text())
-    words = [*resume(folder), "--num-trials", "6", "--no-report"]
-    code, output = run(words, tmp_path / "home")
-    assert code == 0, output
-    assert "more     2 more trials than before, as if they had been asked for at once" in output
-    at_once = [word if word != "4" else "6" for word in ONE_AT_A_TIME[:4]] + ONE_AT_A_TIME[4:]
-    assert at_once[:4] == ["--search", "hparams", "--num-trials", "6"]
-    code, output = run([*at_once, *at(tmp_path, "once")], tmp_path / "home")
-    assert code == 0, output
+def test_more_trials_go_on_with_the_same_study(
+    undisturbed: Path, tmp_path: Path, search_in_process: Callable[..., Any]
+) -> None:
+    shutil.copytree(undisturbed, tmp_path / "s")
+    before = json.loads((undisturbed / SEARCH_FILE).read_text())
+    went_on = search_in_process(resume="s", num_trials=6)
+    assert went_on.code == 0, went_on.output
+    said = "more     2 more trials than before, as if they had been asked for at once"
+    assert said in went_on.output
+    asked = {name: before["options"][name] for name in ("search", "epochs", "seed")}
+    at_once = search_in_process(name="once", num_trials=6, **asked)
+    assert at_once.code == 0, at_once.output
     names = ["trial", "status", "fid", "best_epoch", "generator_lr", "batch_size", "optimizer"]
-    tables = [pd.read_csv(tmp_path / name / TABLE_FILE)[names] for name in ("s", "once")]
+    tables = [pd.read_csv(ended.folder / TABLE_FILE)[names] for ended in (went_on, at_once)]
     pd.testing.assert_frame_equal(*tables)
-    now = json.loads((folder / "search.json").read_text())
+    now = json.loads((went_on.folder / SEARCH_FILE).read_text())
     assert now == before | {"num_trials": 6, "options": before["options"] | {"num_trials": 6}}
-    code, output = run([*resume(folder), "--num-trials", "5"], tmp_path / "home")
-    assert code == 2
-    assert "--num-trials is 5; " in output
+    with pytest.raises(ValueError, match=r"^--num-trials is 5; "):
+        search_in_process(resume="s", num_trials=5)

@@ -58,6 +58,7 @@ def test_interrupted_and_killed_again_and_again_a_search_ends_as_the_undisturbed
     assert "Traceback" not in output
 
     process = start(printed_command(output), home, **TRACKED)
+    wait_for(lambda: all(parts(process.pid).values()), process)  # or `kill` would kill nothing
     assert another_row(process, folder)
     os.killpg(process.pid, signal.SIGINT)  # a terminal interrupts the whole group
     output, _ = process.communicate(timeout=60)
@@ -137,9 +138,3 @@ def assert_kept(before: pd.DataFrame, folder: Path) -> None:
     keys = ["trial", "epoch", "fid", *MEASURED]
     kept = load_trials(folder).merge(known[keys], on=keys)
     assert len(kept) == len(known)
-
-
-def test_parts_of_a_search_are_found(tmp_path: Path) -> None:
-    """Or the test above would kill nothing."""
-    process = start([*ONE_AT_A_TIME, *at(tmp_path)], tmp_path / "home")
-    wait_for(lambda: all(parts(process.pid).values()), process)
