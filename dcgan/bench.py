@@ -28,16 +28,18 @@ from dcgan.config import TrainConfig, replicate
 from dcgan.data import DATASETS, check_batch, load_split
 from dcgan.evaluate import device_name
 from dcgan.files import write_json
-from dcgan.loop import draw_batches, make_update, update_both
+from dcgan.loop import draw_batches, grouped, make_update, update_both
 from dcgan.plain import plain
-from dcgan.settings import check_settings, field_docs, flag_name, setting
+from dcgan.settings import check_choice, check_settings, field_docs, flag_name, setting
 from dcgan.state import State, new_states
+from dcgan.ways import WAYS, default_way
 
 WARM_UP = 5  # batches: library set-up, and the capture of a CUDA graph
-LISTS = {"precisions": str, "widths": int, "batches": int, "replicas": int}
+LISTS = {"precisions": str, "widths": int, "batches": int, "replicas": int, "ways": str}
 """Options that take several values, and the type of each value."""
 HEADINGS = (
-    f"{'precision':<10}{'width':>5}{'batch':>6}{'R':>4}{'images/s, ours':>34}{'plain':>11}"
+    f"{'precision':<10}{'width':>5}{'batch':>6}{'R':>4} {'way':<13}"
+    f"{'images/s, ours':>34}{'plain':>11}"
     f"{'ratio':>25}{'floor':>7}"
 )
 
@@ -58,6 +60,8 @@ class BenchOptions:
     """Images a batch (default: 64 128)."""
     replicas: tuple[int, ...] = (1, 4, 8, 16)
     """Lanes that train side by side (default: 1 4 8 16)."""
+    ways: tuple[str, ...] = ()
+    """Ways that lanes run, of `dcgan.ways` (default: the device's own)."""
     repeats: int = setting(5, least=1)
     """Chunks of each loop."""
     seconds: float = 1.0
@@ -70,11 +74,24 @@ class BenchOptions:
     """File to write the numbers to, besides printing them."""
     data_dir: Path | None = None
     """Folder above MNIST/raw (default: $DCGAN_DATA_DIR or ~/.cache/dcgan)."""
+    qualify: bool = False
+    """Answer what one asks of a new GPU, most important first (see `dcgan.qualify`); the same
+    command goes on where it ended."""
+    out: Path | None = None
+    """Folder of the answers of `--qualify`, kept one by one."""
+    minutes: float = 8.0
+    """Time that `--qualify` takes at most before it ends, minutes."""
 
     def __post_init__(self) -> None:
         check_settings(self, flag_name)
-        if not 0 < self.seconds < math.inf:
-            raise ValueError(f"--seconds is {self.seconds}; allowed is a finite number above 0")
+        for name in ("seconds", "minutes"):
+            if not 0 < getattr(self, name) < math.inf:
+                value = getattr(self, name)
+                raise ValueError(f"--{name} is {value}; allowed is a finite number above 0")
+        for way in self.ways:
+            check_choice("--ways", way, WAYS)
+        if self.qualify != bool(self.out):
+            raise ValueError("--qualify and --out go together; give both or neither")
 
     def configs(self, device: torch.device) -> list[TrainConfig]:
         """A config for each precision, width and batch size."""
@@ -92,20 +109,24 @@ class BenchOptions:
 
 
 def ours(
-    lanes: Sequence[TrainConfig], data_dir: Path | None, device: torch.device
+    lanes: Sequence[TrainConfig],
+    data_dir: Path | None,
+    device: torch.device,
+    way: str | None = None,
 ) -> list[Updates]:
-    """The loops of `dcgan.loop`, without evaluation: one for each network that the lanes make."""
+    """The loops of `dcgan.loop`, without evaluation: one for each group of networks that the lanes
+    make, by a way of `WAYS`."""
     precision.switch(lanes[0].precision)
     images = load_split(lanes[0].source(data_dir, device), "train").images  # (all, C, S, S)
 
-    def epoch_after_epoch(state: State) -> Updates:
-        update = make_update(state, images)
+    def epoch_after_epoch(group: Sequence[State]) -> Updates:
+        update = make_update(group, images)
         while True:
-            for index, noise in draw_batches(state, images):
+            for index, noise in draw_batches(group, images):
                 update(index, noise)
                 yield
 
-    return [epoch_after_epoch(state) for state in new_states(lanes, device)]
+    return [epoch_after_epoch(group) for group in grouped(new_states(lanes, device, way))]
 
 
 def seconds(groups: Sequence[Updates], batches: int, device: torch.device) -> float:
@@ -156,15 +177,22 @@ def chunk_length(groups: Sequence[Updates], wanted: float, device: torch.device)
 
 
 def time_loops(config: TrainConfig, options: BenchOptions, device: torch.device) -> list[Numbers]:
-    """Times the plain loop and ours at each number of lanes, a chunk in turn; a row for each."""
-    groups = [replicate(config, count) for count in options.replicas]
+    """Times the plain loop and ours at each number of lanes and way, a chunk in turn; a row for
+    each. A lane alone is not a branch of anything."""
+    cases = [
+        (replicate(config, count), way)
+        for count in options.replicas
+        for way in options.ways or (default_way(device),)
+        if count > 1 or not WAYS[way].apart or len(options.ways) < 2
+    ]
+    groups = [lanes for lanes, _ in cases]
     precision.set_up(config.precision, device)
     check_batch(config.batch_size, config.source(options.data_dir, device))
     N = config.batch_size
     images = [N, *(len(lanes) * N for lanes in groups)]  # a batch of each loop, of all its lanes
     with memory.explained(max(groups, key=len), device):
         loops: list[list[Updates]] = [[plain(config, options.data_dir, device)]]
-        loops += [ours(lanes, options.data_dir, device) for lanes in groups]
+        loops += [ours(lanes, options.data_dir, device, way) for lanes, way in cases]
         lengths = [chunk_length(loop, options.seconds, device) for loop in loops]
         speeds: list[list[float]] = [[] for _ in loops]  # images a second, by chunk
         for _ in range(options.repeats):
@@ -172,13 +200,17 @@ def time_loops(config: TrainConfig, options: BenchOptions, device: torch.device)
                 own.append(length * size / seconds(loop, length, device))
     fastest = N * matmul_rate(config.precision, device) / count_operations(config)
     return [
-        numbers(lanes, own, speeds[0], fastest)
-        for lanes, own in zip(groups, speeds[1:], strict=True)
+        numbers(lanes, way, own, speeds[0], fastest)
+        for (lanes, way), own in zip(cases, speeds[1:], strict=True)
     ]
 
 
 def numbers(
-    lanes: Sequence[TrainConfig], speeds: list[float], plain_speeds: list[float], fastest: float
+    lanes: Sequence[TrainConfig],
+    way: str,
+    speeds: list[float],
+    plain_speeds: list[float],
+    fastest: float,
 ) -> Numbers:
     """One row: medians over chunks, with the least and the most, of images a second. `fastest` is
     what the device could do at best."""
@@ -188,6 +220,7 @@ def numbers(
         "width": lanes[0].generator_width,
         "batch": lanes[0].batch_size,
         "replicas": len(lanes),
+        "way": way,
         "images_per_second": statistics.median(speeds),
         "spread": [min(speeds), max(speeds)],
         "plain_images_per_second": statistics.median(plain_speeds),
@@ -205,7 +238,8 @@ def table_line(row: Numbers) -> str:
     speed = f"{row['images_per_second']:,.0f} [{low:,.0f}, {high:,.0f}]"
     ratio = f"{row['ratio']:.2f} [{least:.2f}, {most:.2f}]"
     return (
-        f"{row['precision']:<10}{row['width']:>5}{row['batch']:>6}{row['replicas']:>4}{speed:>34}"
+        f"{row['precision']:<10}{row['width']:>5}{row['batch']:>6}{row['replicas']:>4} "
+        f"{row['way']:<13}{speed:>34}"
         f"{row['plain_images_per_second']:>11,.0f}{ratio:>25}{row['of_floor']:>7.0%}"
     )
 
@@ -241,11 +275,18 @@ def main() -> None:
     )
     docs = field_docs(BenchOptions)
     for name, kind in LISTS.items():
-        parser.add_argument(flag_name(name), type=kind, nargs="+", metavar="N", help=docs[name])
+        metavar = "N" if kind is int else "NAME"
+        parser.add_argument(flag_name(name), type=kind, nargs="+", metavar=metavar, help=docs[name])
     cli.add_flags(parser, BenchOptions, leave_out=LISTS)
     args = parser.parse_args()
     with cli.one_line_errors(parser):
-        run(BenchOptions(**cli.given_flags(args, BenchOptions)))
+        options = BenchOptions(**cli.given_flags(args, BenchOptions))
+        if options.qualify:
+            from dcgan.qualify import qualify
+
+            qualify(options)
+        else:
+            run(options)
 
 
 def run(options: BenchOptions) -> None:

@@ -5,7 +5,7 @@ not wait for the device, draw from a random stream, or change shape.
 """
 
 import functools
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 import torch
 from torch import Tensor
@@ -15,10 +15,22 @@ WARM_UP = 3
 
 
 @functools.cache
-def side_stream(device: torch.device) -> torch.cuda.Stream:
-    """The one stream of all warm-ups and captures: libraries and the allocator keep memory for each
-    stream that they have seen."""
+def side_stream(device: torch.device, number: int = 0) -> torch.cuda.Stream:
+    """The stream of all warm-ups and captures, and those of their branches by number: libraries and
+    the allocator keep memory for each stream that they have seen."""
     return torch.cuda.Stream(device)
+
+
+def side_by_side(calls: Sequence[Callable[[], None]], device: torch.device) -> None:
+    """Makes each call on a stream of its own: in a capture they become parallel branches."""
+    here = torch.cuda.current_stream(device)
+    streams = [side_stream(device, 1 + number) for number in range(len(calls))]
+    for call, stream in zip(calls, streams, strict=True):
+        stream.wait_stream(here)
+        with torch.cuda.stream(stream):
+            call()
+    for stream in streams:
+        here.wait_stream(stream)
 
 
 class Graphed:

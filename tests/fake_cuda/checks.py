@@ -27,12 +27,19 @@ from dcgan import evaluate, memory, metrics, precision  # noqa: E402
 from dcgan.config import TrainConfig, replicate  # noqa: E402
 from dcgan.data import Source, load_split  # noqa: E402
 from dcgan.graph import WARM_UP, Graphed  # noqa: E402
-from dcgan.loop import make_update, scored, train, train_epoch  # noqa: E402
+from dcgan.loop import grouped, make_update, scored, train, train_epoch  # noqa: E402
 from dcgan.state import new_states  # noqa: E402
+from dcgan.ways import WAYS  # noqa: E402
 
 D = torch.device("cuda", 0)
 BASE = TrainConfig(dataset="mnist-mini")
 BATCHES = 8
+OBJECTIVES: list[dict[str, Any]] = [
+    {"loss": "relativistic", "penalty": 1.0, "discriminator_norm": "none"},
+    {"loss": "hinge", "discriminator_norm": "spectral", "augment": "translation"},
+    {"loss": "least-squares", "penalty": 0.1},
+    {"label_smoothing": 0.1},
+]
 FORBIDDEN = ("UNSAFE", "LEAK", "SUSPECT", "INVALID")
 """Of an entry: what a capture does not allow, or would not see."""
 KERNELS = ("C kernel", "C lib c", "C memset", "C memcpy")
@@ -58,16 +65,22 @@ def faults() -> dict[str, int]:
 
 
 def cells() -> Iterator[dict[str, Any]]:
-    """Settings of an update, and `lanes`."""
+    """Settings of an update, `lanes`, and `way`, if not the device's own."""
     names = ("precision", "optimizer", "ema_decay", "lanes")
     kinds = (precision.PRECISIONS, ("adam", "rmsprop"), (0.0, 0.9), (1, 4))
     for values in itertools.product(*kinds):
         yield dict(zip(names, values, strict=True))
+    for name, lanes, way in itertools.product(precision.PRECISIONS, (1, 4), WAYS):
+        if not WAYS[way].apart and (lanes > 1 or way != "grouped"):  # those are above
+            yield {"precision": name, "lanes": lanes, "way": way}
     for depth, extra, lanes, name in itertools.product(
         (1, 2, 3), (0, 2), (1, 3), ("float32", "bfloat16")
     ):
         depths = {"generator_depth": depth, "discriminator_depth": depth, "extra_convs": extra}
         yield depths | {"lanes": lanes, "precision": name}
+    for objective, lanes, name in itertools.product(OBJECTIVES, (1, 4), ("float32", "bfloat16")):
+        yield objective | {"lanes": lanes, "precision": name}
+    yield {"loss": "hinge", "discriminator_norm": "spectral", "precision": "float16"}
     yield {"image_size": 32, "channels": 3}
     yield {"generator_depth": 1, "discriminator_depth": 3}
     yield {"latent_size": 1, "generator_width": 1, "discriminator_width": 1, "lanes": 2}
@@ -82,17 +95,16 @@ def captures() -> None:
     """Every update is captured legally, waits for nothing, and computes in its precision."""
     for cell in cells():
         own = dict(cell)
-        lanes = replicate(
-            dataclasses.replace(BASE, **{k: v for k, v in own.items() if k != "lanes"}),
-            own.get("lanes", 1),
-        )
+        way = own.pop("way", None)
+        lanes = lanes_of(**own)
         config = lanes[0]
         precision.set_up(config.precision, D)
         images = images_of(config)
-        (state,) = new_states(lanes, D)
-        update = make_update(state, images)
+        states = new_states(lanes, D, way)
+        (group,) = grouped(states)
+        update = make_update(group, images)
         log.reset()
-        train_epoch(state, images, update)
+        train_epoch(group, images, update)
         found = log.counts()
         assert not faults(), (cell, faults())
         captured = isinstance(update, Graphed)
@@ -100,7 +112,7 @@ def captures() -> None:
         if not captured:
             continue
         waits = sum(n for what, n in found.items() if what.startswith("- SYNC stream"))
-        assert waits == 1, (cell, f"{waits} waits: one reads the means")
+        assert waits == len(states), (cell, f"{waits} waits: one reads each network's means")
         assert found["- graphLaunch "] == BATCHES - WARM_UP, cell
         switches = {what.split("allow_tf32=")[1] for what in found if "allow_tf32" in what}
         modes = {what.split("math_mode ")[1] for what in found if "math_mode" in what}
@@ -143,14 +155,21 @@ def many_trials() -> None:
         memory.release(D)
         memory.reset_peak(D)
         (state,) = new_states([dataclasses.replace(BASE, seed=seed)], D)
-        update = make_update(state, images)
-        train_epoch(state, images, update)
+        update = make_update([state], images)
+        train_epoch([state], images, update)
         peaks.append(memory.peak_bytes(D) >> 20)
         reserved.append(
             (torch.cuda.max_memory_reserved() >> 20, torch.cuda.memory_reserved() >> 20)
         )
         del state, update
         gc.collect()
+    memory.release(D)
+    memory.reset_peak(D)
+    group = new_states(lanes_of(lanes=4), D, "branches")
+    train_epoch(group, images, make_update(group, images))
+    lanes = memory.peak_bytes(D) >> 20
+    print(f"of four lanes {lanes} MB")
+    assert lanes < 4.4 * peaks[0], (lanes, peaks)
     print(f"peaks {peaks} MB; reserved at most, and at the end {reserved} MB")
     assert peaks[-1] < 1.1 * peaks[0], peaks
     assert reserved[0][0] < 1.3 * reserved[0][1], reserved
@@ -190,11 +209,18 @@ def lanes_evaluated() -> None:
     lanes = lanes_of(lanes=8, generator_width=8, discriminator_width=8)
     source = BASE.source(None, D)
     reference = evaluate.load_reference(source, "validation")
-    (state,) = new_states(lanes, D)
-    scored(state, [{}] * 8, reference, 1, named=True)  # fills the caches of noise
-    log.reset()
-    rows = scored(state, [{}] * 8, reference, 1, named=True)
-    assert len(rows) == 8
+    for way in ("grouped", "branches"):
+        states = new_states(lanes, D, way)
+        for _ in range(2):  # the first fills the caches of noise
+            log.reset()
+            means: list[Any] = [{}] * (8 // len(states))
+            rows = [row for s in states for row in scored(s, means, reference, 1, named=True)]
+        assert len(rows) == 8
+        check_few_copies()
+
+
+def check_few_copies() -> None:
+    """Only what all lanes are evaluated with may be copied to the device."""
     copies = {what: n for what, n in log.counts().items() if "Hpageable2D" in what}
     assert sum(copies.values()) < 8, copies
 

@@ -23,10 +23,11 @@ from dcgan.data import Source, load_split
 from dcgan.evaluate import evaluate, load_reference, score
 from dcgan.graph import WARM_UP, Graphed
 from dcgan.lanes import split_lane
-from dcgan.loop import make_update, train, train_epoch
+from dcgan.loop import grouped, make_update, train, train_epoch
 from dcgan.models import Generator, build
 from dcgan.schema import Row
-from dcgan.state import State, new_state, new_states, weights_to_evaluate
+from dcgan.state import State, new_state, new_states, regroup, weights_to_evaluate
+from dcgan.ways import WAYS
 
 pytestmark = [
     pytest.mark.gpu,
@@ -111,7 +112,7 @@ def test_float32_agrees_with_the_cpu() -> None:
     means = []
     for device in (CPU, CUDA):
         images, state = training_images(device), new_state([SMALL], device)
-        means += train_epoch(state, images, make_update(state, images))
+        means += train_epoch([state], images, make_update([state], images))[0]
     assert means[0] == pytest.approx(means[1], rel=0.1)
 
 
@@ -122,8 +123,8 @@ def test_float32_agrees_with_the_cpu() -> None:
 def test_updates_are_graphs_but_in_float16(name: str) -> None:
     skip_without(name)
     images, state = training_images(), new_state([dataclasses.replace(SMALL, precision=name)], CUDA)
-    assert isinstance(make_update(state, images), Graphed)  # of Adam, float16 too
-    assert not isinstance(make_update(state, images, graphed=False), Graphed)
+    assert isinstance(make_update([state], images), Graphed)  # of Adam, float16 too
+    assert not isinstance(make_update([state], images, graphed=False), Graphed)
 
 
 @pytest.mark.usefixtures("same_algorithms")
@@ -142,9 +143,9 @@ def test_a_replayed_graph_trains_as_the_code_does(
     trained: list[tuple[State, list[Row]]] = []
     for graphed in (True, False):
         state = new_state(lanes, CUDA)
-        update = make_update(state, images, graphed=graphed)
+        update = make_update([state], images, graphed=graphed)
         trained.append(
-            (state, [row for _ in range(3) for row in train_epoch(state, images, update)])
+            (state, [row for _ in range(3) for row in train_epoch([state], images, update)[0]])
         )
         if isinstance(update, Graphed):
             assert update.graph is not None
@@ -171,26 +172,30 @@ def test_a_replayed_graph_trains_as_the_code_does(
 
 
 @pytest.mark.usefixtures("same_algorithms")
+@pytest.mark.parametrize("way", WAYS)
 @pytest.mark.parametrize("optimizer", OPTIMIZERS)
-def test_each_lane_is_its_single_run(optimizer: str) -> None:
+def test_each_lane_is_its_single_run(optimizer: str, way: str) -> None:
     """After eight updates, the last five of them replayed: other seeds, other rates and betas."""
     config = dataclasses.replace(SMALL, batch_size=1000, **OPTIMIZERS[optimizer])
     other = dataclasses.replace(config, seed=5, generator_lr=1e-4, discriminator_lr=3e-4, beta1=0.3)
     lanes = [config, dataclasses.replace(config, seed=2), other]
     images = training_images()
-    (whole,) = new_states(lanes, CUDA)
-    means = train_epoch(whole, images, make_update(whole, images))
-    assert int(whole.updates) == 8
-    for lane, single in enumerate(lanes):
+    (group,) = grouped(new_states(lanes, CUDA, way))
+    by_state = train_epoch(group, images, make_update(group, images))
+    means = [own for of_state in by_state for own in of_state]
+    assert {int(state.updates) for state in group} == {8}
+    places = [(state, lane) for state in group for lane in range(len(state.lanes))]
+    for number, single in enumerate(lanes):
+        state, lane = places[number]
         alone = new_state([single], CUDA)
-        (own,) = train_epoch(alone, images, make_update(alone, images))
-        assert means[lane] == pytest.approx(own, rel=0.01)
-        assert torch.equal(whole.rngs[lane].get_state(), alone.rngs[0].get_state())
+        ((own,),) = train_epoch([alone], images, make_update([alone], images))
+        assert means[number] == pytest.approx(own, rel=0.01)
+        assert torch.equal(state.rngs[lane].get_state(), alone.rngs[0].get_state())
         start_g, start_d = (net.state_dict() for net in build([single]))
         for net, start in (("generator", start_g), ("discriminator", start_d)):
-            ours = split_lane(getattr(whole, net).state_dict(), lane, 3)
+            ours = split_lane(getattr(state, net).state_dict(), lane, len(state.lanes))
             assert_moved_alike(ours, getattr(alone, net).state_dict(), start)
-        ours = weights_to_evaluate(whole, lane)
+        ours = weights_to_evaluate(state, lane)
         assert_moved_alike(ours, weights_to_evaluate(alone, 0), start_g)
 
 
@@ -198,12 +203,12 @@ def test_float16_scales_each_lane_by_itself() -> None:
     """One whose gradients overflow skips its update; its neighbour does not."""
     skip_without("float16")
     images = training_images()
-    (whole,) = new_states(replicate(dataclasses.replace(SMALL, precision="float16"), 2), CUDA)
-    before = [weight.clone() for weight in whole.generator.parameters()]
+    whole = new_state(replicate(dataclasses.replace(SMALL, precision="float16"), 2), CUDA)
+    before = [weight.detach().clone() for weight in whole.generator.parameters()]
     with torch.no_grad():
         for parameter in whole.discriminator.parameters():
             parameter[: len(parameter) // 2] *= 1e4
-    train_epoch(whole, images[: 3 * SMALL.batch_size], make_update(whole, images))
+    train_epoch([whole], images[: 3 * SMALL.batch_size], make_update([whole], images))
     scales = [scaler.get_scale() for scaler in whole.generator_optimizers.scalers]
     assert scales[0] < scales[1]
     moved = [
@@ -224,10 +229,12 @@ def test_an_update_never_waits_for_the_device(name: str) -> None:
     images = training_images()
     index = torch.randint(len(images), (config.batch_size, len(lanes)), device=CUDA)
     noise = torch.randn(config.batch_size, len(lanes) * config.latent_size, device=CUDA)
-    states = [new_state(lanes, CUDA) for _ in range(2)]
+    kinds = [("grouped", False), ("grouped", True), ("branches", False), ("branches", True)]
+    groups = [new_states(lanes, CUDA, way) for way, _ in kinds]
+    states = [state for group in groups for state in group]
     updates = [
-        make_update(state, images, graphed=graphed)
-        for state, graphed in zip(states, (False, True), strict=True)
+        make_update(group, images, graphed=graphed)
+        for group, (_, graphed) in zip(groups, kinds, strict=True)
     ]
     for _ in range(WARM_UP + 2):
         for update in updates:
@@ -242,7 +249,7 @@ def test_an_update_never_waits_for_the_device(name: str) -> None:
             states[0].updates.item()  # the mode is on
     finally:
         torch.cuda.set_sync_debug_mode(before)
-    assert [int(state.updates) for state in states] == [WARM_UP + 3] * 2
+    assert [int(state.updates) for state in states] == [WARM_UP + 3] * len(states)
     assert all(math.isfinite(value) for state in states for value in state.sums.flatten().tolist())
 
 
@@ -263,7 +270,7 @@ def test_each_of_two_lanes_is_evaluated_as_the_cpu_does(name: str, tmp_path: Pat
     skip_without(name)
     lanes = replicate(dataclasses.replace(SMALL, precision=name, ema_decay=0.9, epochs=1), 2)
     rows = train(lanes, report=lambda row: None, checkpoint_dir=tmp_path, device=CUDA)
-    (saved,) = checkpoint.load(tmp_path)["states"]
+    (saved,) = regroup(checkpoint.load(tmp_path)["states"], [2])
     reference = load_reference(Source("mnist-mini"), "validation")
     for lane, row in enumerate(rows):
         generator = Generator(lanes[lane])

@@ -30,6 +30,7 @@ from dcgan.loop import update_both
 from dcgan.models import Discriminator, Generator, build
 from dcgan.plain import Images, plain
 from dcgan.state import State, new_states
+from dcgan.ways import WAYS
 
 CPU = torch.device("cpu")
 TINY = TrainConfig(
@@ -42,6 +43,7 @@ ROW = [
     "width",
     "batch",
     "replicas",
+    "way",
     "images_per_second",
     "spread",
     "plain_images_per_second",
@@ -143,8 +145,18 @@ def test_rows_of_one_network_share_the_plain_loop_and_the_floor(measured: Measur
 @forks
 def test_the_table_shows_what_the_file_holds(measured: Measured) -> None:
     head, *lines = measured.printed.rstrip("\n").rpartition("\n\n")[2].splitlines()
-    headings = ["precision", "width", "batch", "R", "images/s,", "ours", "plain", "ratio", "floor"]
-    assert head.split() == headings
+    assert head.split() == [
+        "precision",
+        "width",
+        "batch",
+        "R",
+        "way",
+        "images/s,",
+        "ours",
+        "plain",
+        "ratio",
+        "floor",
+    ]
     for line, row in zip(lines, measured.numbers["rows"], strict=True):
         low, high = row["spread"]
         least, most = row["ratio_spread"]
@@ -153,6 +165,7 @@ def test_the_table_shows_what_the_file_holds(measured: Measured) -> None:
             "4",
             "64",
             str(row["replicas"]),
+            "grouped",
             f"{row['images_per_second']:,.0f}",
             f"[{low:,.0f},",
             f"{high:,.0f}]",
@@ -169,10 +182,12 @@ def test_rows_of_slow_and_fast_devices_stand_under_their_headings(speed: float) 
     config = TrainConfig(
         precision="bfloat16", generator_width=1024, discriminator_width=1024, batch_size=1024
     )
-    row = bench.numbers(replicate(config, 64), [speed, speed], [speed / 123.4] * 2, 2 * speed)
-    line = bench.table_line(row)
-    assert len(line) == len(bench.HEADINGS)
-    assert len(line.split()) == 12
+    lanes = replicate(config, 64)
+    for way in WAYS:
+        row = bench.numbers(lanes, way, [speed, speed], [speed / 123.4] * 2, 2 * speed)
+        line = bench.table_line(row)
+        assert len(line) == len(bench.HEADINGS)
+        assert len(line.split()) == 13
 
 
 @pytest.mark.parametrize(
@@ -576,7 +591,7 @@ def test_the_rate_in_a_precision_that_the_device_lacks_is_refused() -> None:
 
 
 def test_numbers_are_medians_with_least_and_most() -> None:
-    row = bench.numbers([TINY], [30.0, 10.0, 20.0], [10.0, 10.0, 5.0], 40.0)
+    row = bench.numbers([TINY], "grouped", [30.0, 10.0, 20.0], [10.0, 10.0, 5.0], 40.0)
     assert row["images_per_second"] == 20
     assert row["spread"] == [10, 30]
     assert row["plain_images_per_second"] == 10
