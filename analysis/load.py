@@ -13,6 +13,7 @@ from typing import Any
 import pandas as pd
 
 from dcgan.schema import (
+    ADDED_SETTINGS,
     COLUMNS,
     ERROR_FILE,
     METRIC,
@@ -88,7 +89,7 @@ def load_trials(path: str | Path | Sequence[str | Path]) -> pd.DataFrame:
             for name, one in zip(names, path, strict=True)
             for row in _run_rows(one)
         ]
-    frame = pd.DataFrame(rows)
+    frame = _with_added_settings(pd.DataFrame(rows))
     for name in RESULTS:
         if name not in frame:
             frame[name] = pd.NA
@@ -98,6 +99,16 @@ def load_trials(path: str | Path | Sequence[str | Path]) -> pd.DataFrame:
     frame = frame.astype(dict.fromkeys(missing, "Float64"))
     order = [name for name in ("run", "trial", "lane", "epoch") if name in frame]
     return frame.sort_values(order, ignore_index=True)
+
+
+def _with_added_settings(frame: pd.DataFrame) -> pd.DataFrame:
+    """The same rows, in which those of earlier versions say what later settings were for them."""
+    settings = [name for name in settings_of(frame) if name not in ("seed", "lanes")]
+    known = frame[settings].notna().any(axis=1)  # where settings could be read at all
+    for name, before in ADDED_SETTINGS.items():
+        if name in frame:
+            frame[name] = frame[name].where(frame[name].notna() | ~known, before)
+    return frame
 
 
 def over_lanes(frame: pd.DataFrame) -> pd.DataFrame:

@@ -26,6 +26,7 @@ from PIL import Image
 from analysis import charts
 from analysis.importance import importance
 from analysis.load import STD, load_trials, over_lanes, settings_of, study_statuses
+from dcgan.cli import one_line
 from dcgan.files import write_json
 from dcgan.schema import (
     ANSWER_FILE,
@@ -132,11 +133,6 @@ def without_other_runs() -> Iterator[None]:
 def fitting(name: str, allowed: str = r"\w. -") -> str:
     """A name as W&B takes it: other characters become dashes, and its end is cut off."""
     return re.sub(f"[^{allowed}]", "-", name, flags=re.ASCII)[:NAME_LENGTH]
-
-
-def one_line(error: BaseException) -> str:
-    """What an error says, without line breaks."""
-    return " ".join(str(error).split()) or type(error).__name__
 
 
 class Tracker:

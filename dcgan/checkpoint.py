@@ -7,6 +7,7 @@ It is what `torch.save` writes: a zip archive, which has a CRC of each of its re
 alone would read most damage in silence; `load` checks them first, and executes no code.
 """
 
+import dataclasses
 import io
 import pickle
 import struct
@@ -25,6 +26,7 @@ from dcgan.models import Generator
 from dcgan.schema import CHECKPOINT_FILE, Row
 
 VERSION = 4
+DEFAULTS = {field.name: field.default for field in dataclasses.fields(TrainConfig)}
 # what zipfile raises at damaged headers
 DAMAGE = (zipfile.BadZipFile, zlib.error, struct.error, OSError, ValueError, EOFError, RuntimeError)
 
@@ -122,9 +124,10 @@ def check_same_run(path: Path | str, content: dict[str, Any], lanes: Sequence[Tr
         )
     for was, lane in zip(saved, lanes, strict=True):
         differing = [
-            f"{name} was {was.get(name)!r}, is {value!r}"
+            f"{name} was {was.get(name, DEFAULTS[name])!r}, is {value!r}"
             for name, value in lane.to_dict().items()
-            if name != "epochs" and was.get(name) != value
+            # what a later version has added was as it is by default
+            if name != "epochs" and was.get(name, DEFAULTS[name]) != value
         ]
         if differing:
             raise ValueError(

@@ -34,7 +34,7 @@ class Parser(argparse.ArgumentParser):
 
     def fail(self, message: object, code: int = 2) -> NoReturn:
         """Prints one line to standard error and exits."""
-        self.exit(code, f"{self.prog}: error: {' '.join(str(message).split())}\n")
+        self.exit(code, f"{self.prog}: error: {one_line(message)}\n")
 
 
 def add_flags(
@@ -97,6 +97,11 @@ def one_line_errors(parser: Parser) -> Iterator[None]:
         parser.fail(error)
     except (FloatingPointError, MemoryError) as error:
         parser.fail(error, code=1)
+
+
+def one_line(error: object) -> str:
+    """What an error says, without line breaks; the name of one that says nothing."""
+    return " ".join(str(error).split()) or type(error).__name__
 
 
 def duration(seconds: float) -> str:

@@ -16,6 +16,7 @@ from typing import Any, Self
 
 import torch
 
+from dcgan.augment import AUGMENTATIONS
 from dcgan.data import DATASETS, Source
 from dcgan.files import write_json
 from dcgan.losses import LOSSES
@@ -23,6 +24,7 @@ from dcgan.schema import PARAMS_FILE
 from dcgan.settings import check_bounds, check_settings, setting
 
 OPTIMIZERS = ("adam", "rmsprop")
+NORMS = ("batch", "spectral", "none")
 PRECISIONS = ("float32", "tf32", "bfloat16", "float16")
 RATES = ("generator_lr", "discriminator_lr")
 LANE_FIELDS = ("seed", *RATES, "beta1", "beta2")
@@ -58,6 +60,14 @@ class TrainConfig:
     """Extra stride-1 3x3 conv blocks in G, on its last hidden map."""
     loss: str = setting("non-saturating", choices=LOSSES)
     """Loss of both nets."""
+    label_smoothing: float = 0.0
+    """What D's target for real images is below 1, of the non-saturating loss."""
+    penalty: float = 0.0
+    """Weight of D's gradient penalties of real and of generated images (R1 and R2); 0 is off."""
+    discriminator_norm: str = setting("batch", choices=NORMS)
+    """What normalises D: `batch` norm, `spectral` norm of its weights, or `none`."""
+    augment: str = setting("none", choices=AUGMENTATIONS)
+    """What happens to all images that D sees: `none`, or `translation` by up to an eighth."""
     optimizer: str = setting("adam", choices=OPTIMIZERS)
     """Optimizer of both nets: `adam` or `rmsprop`."""
     generator_lr: float = 2e-4
@@ -104,6 +114,7 @@ class TrainConfig:
                 raise ValueError(
                     f"{name} is {rate}; allowed is a finite number above 0, such as 2e-4"
                 )
+        check_objective(self)
         for name in ("beta1", "beta2", "rmsprop_alpha", "ema_decay"):
             decay = getattr(self, name)
             if not 0 <= decay < 1:
@@ -127,6 +138,22 @@ class TrainConfig:
         """Where its images come from, and the device they are kept on."""
         folder = Path(data_dir) if data_dir else None
         return Source(self.dataset, self.image_size, self.channels, folder, device)
+
+
+def check_objective(config: TrainConfig) -> None:
+    """Refuses regularisers out of bounds, and those that do not go with a loss or precision."""
+    check_bounds("label_smoothing", config.label_smoothing, 0, 0.5)
+    check_bounds("penalty", config.penalty, 0, 1000)
+    if config.label_smoothing and not LOSSES[config.loss].labels:
+        raise ValueError(
+            f"label_smoothing is {config.label_smoothing} with loss {config.loss}, which has no "
+            f"labels; it goes with loss non-saturating"
+        )
+    if config.penalty and config.precision == "float16":
+        raise ValueError(
+            f"penalty is {config.penalty} with precision float16, in which the gradients that it "
+            f"is made of vanish; use bfloat16"
+        )
 
 
 def replicate(config: TrainConfig, count: int) -> list[TrainConfig]:

@@ -122,7 +122,7 @@ def to_unit_range(images: Tensor) -> Tensor:
     """Maps uint8 images to [-1, 1], the range of G's tanh; leaves others as they are. float32"""
     if images.dtype != torch.uint8:
         return images.float()
-    return images.float().div_(127.5).sub_(1)
+    return images.div(127.5).sub_(1)
 
 
 def read_asset(path: Path, sha256: str) -> bytes:
@@ -160,13 +160,15 @@ def load_mnist(split: str, data_dir: Path) -> tuple[Tensor, Tensor]:
     if None in contents and (data_dir / LOCK).exists() and os.access(data_dir, os.W_OK):
         with FileLock(data_dir / LOCK):  # another process was perhaps still writing them
             contents = [_content(folder, name) for name in names]
+    whole = []
     for name, content in zip(names, contents, strict=True):
         if content is None:
             raise OSError(
                 f"{_file(folder, name)} is damaged or truncated (its sha256 is wrong); "
                 f"delete it to have it fetched again"
             )
-    images, labels = (bytearray(content or b"") for content in contents)
+        whole.append(bytearray(content))
+    images, labels = whole
     # behind headers of 16 and 8 bytes
     digits = torch.frombuffer(images, dtype=torch.uint8, offset=16).view(-1, 28, 28)
     classes = torch.frombuffer(labels, dtype=torch.uint8, offset=8)

@@ -4,7 +4,8 @@ On the CPU each update runs as written here. On CUDA the same code is captured o
 a CUDA graph, since its kernels take less time than launching them; float16 with RMSprop alone runs
 as written there, too: its gradient scalers wait for the device, twice an update.
 
-Shapes: N batch, L lanes of a network, Z latent size, C channels, S image size, B batches.
+Shapes: N batch, L lanes of a network or group, Z latent size, C channels, S image size, B batches,
+K numbers that an augmentation takes.
 """
 
 import math
@@ -19,11 +20,12 @@ import torch
 from torch import Tensor
 
 from dcgan import checkpoint, memory, precision
+from dcgan.augment import AUGMENTATIONS, noise_size, split_noise
 from dcgan.config import TrainConfig, check_lanes
 from dcgan.data import check_batch, load_split, to_unit_range
 from dcgan.evaluate import Reference, evaluate_lanes, load_reference, protocol
-from dcgan.graph import Graphed
-from dcgan.losses import LOSSES
+from dcgan.graph import Graphed, side_by_side
+from dcgan.losses import LOSSES, gradient_penalty, smoothing
 from dcgan.models import update_average
 from dcgan.schema import METRIC, Row
 from dcgan.state import (
@@ -86,15 +88,17 @@ def train(
     if resume_from is not None:
         saved = restore(states, lanes, resume_from)
         rows, best = saved["rows"], saved["best"]
-    updates = [make_update(state, images) for state in states]
-    peak_memory = 0
+    groups = grouped(states)
+    updates = [make_update(group, images) for group in groups]
+    peak_memory, saving = 0, 0.0
 
     for epoch in range(len(rows) // len(lanes) + 1, config.epochs + 1):
         memory.reset_peak(device)
         start = time.perf_counter()
         with memory.explained(lanes, device):
-            pairs = zip(states, updates, strict=True)
-            means = [train_epoch(state, images, update) for state, update in pairs]
+            means: list[list[Row]] = []  # of each lane of each state
+            for group, update in zip(groups, updates, strict=True):
+                means += train_epoch(group, images, update)
             trained = time.perf_counter()
             # a graph's memory counts only as it is captured
             peak_memory = max(peak_memory, memory.peak_bytes(device))
@@ -111,6 +115,7 @@ def train(
                 **own,
                 "seconds_train": (trained - start) / len(lanes),
                 "seconds_eval": (evaluated - trained) / len(lanes),
+                "seconds_checkpoint": saving / len(lanes),
                 "images_per_second": len(lanes) * per_epoch / (trained - start),
                 "peak_memory_bytes": peak_memory,
                 **protocol(reference),
@@ -123,6 +128,7 @@ def train(
         if checkpoint_dir is not None:
             state_contents = [contents(state) for state in states]
             checkpoint.save(checkpoint_dir, lanes, device, state_contents, rows, best)
+        saving = time.perf_counter() - evaluated
         for row in new_rows:
             report(dict(row))
     return rows
@@ -169,55 +175,92 @@ def check_finite(values: Row, epoch: int, whose: str) -> None:
             )
 
 
-def train_epoch(state: State, images: Tensor, update: Update) -> list[Row]:
-    """One pass over the images (all, C, S, S); returns each lane's means over batches."""
-    state.sums.zero_()
-    for index, noise in draw_batches(state, images):
+def grouped(states: Sequence[State]) -> list[list[State]]:
+    """The states whose updates run at the same time: on CUDA all, on a CPU one after another."""
+    return [list(states)] if states[0].sums.is_cuda else [[state] for state in states]
+
+
+def train_epoch(group: Sequence[State], images: Tensor, update: Update) -> list[list[Row]]:
+    """One pass over the images (all, C, S, S); returns the means over batches of each state's
+    lanes."""
+    for state in group:
+        state.sums.zero_()
+    for index, noise in draw_batches(group, images):
         update(index, noise)
-    batches = len(images) // state.config.batch_size
-    return [dict(zip(MEANS, means, strict=True)) for means in (state.sums / batches).T.tolist()]
+    batches = len(images) // group[0].config.batch_size
+    by_state = [(state.sums / batches).T.tolist() for state in group]
+    return [[dict(zip(MEANS, own, strict=True)) for own in lanes] for lanes in by_state]
 
 
-def draw_batches(state: State, images: Tensor) -> Iterator[tuple[Tensor, Tensor]]:
+def draw_batches(group: Sequence[State], images: Tensor) -> Iterator[tuple[Tensor, Tensor]]:
     """Batches of one pass over the images, each lane's in a random order of its own: the index of
-    the lanes' images (N, L), and their noise side by side (N, L Z)."""
-    N, Z, device = state.config.batch_size, state.config.latent_size, images.device
+    the lanes' images (N, L), and the numbers drawn for them side by side (N, L (Z + 3 K))."""
+    config, device = group[0].config, images.device
+    N, size = config.batch_size, noise_size(config.augment, config.latent_size)
+    rngs = [rng for state in group for rng in state.rngs]
     batches = len(images) // N
-    orders = [torch.randperm(len(images), generator=rng, device=device) for rng in state.rngs]
+    orders = [torch.randperm(len(images), generator=rng, device=device) for rng in rngs]
     indices = torch.stack(orders, 1)[: batches * N].unflatten(0, (batches, N))  # (B, N, L)
     for block in torch.split(indices, NOISE_BATCHES):
-        size = (len(block), N, Z)
-        draws = [torch.randn(size, generator=rng, device=device) for rng in state.rngs]
+        shape = (len(block), N, size)
+        draws = [torch.randn(shape, generator=rng, device=device) for rng in rngs]
         noise = torch.stack(draws, 2).flatten(2)  # (B, N, L Z)
         yield from zip(block, noise, strict=True)
 
 
-def make_update(state: State, images: Tensor, *, graphed: bool = True) -> Update:
-    """`update_both` of a state and its images: as a CUDA graph if `graphed`, where that can be."""
-    update = partial(update_both, state, images)
-    config = state.config
+def make_update(group: Sequence[State], images: Tensor, *, graphed: bool = True) -> Update:
+    """The update of a group on its images: as a CUDA graph if `graphed`, where that can be."""
+    update = partial(update_group, group, images)
+    config = group[0].config
     # a fused optimizer skips an update by itself where gradients overflow; else the scaler asks
     can = images.is_cuda and (config.precision != "float16" or config.optimizer == "adam")
     return Graphed(update) if can and graphed else update
 
 
-def update_both(state: State, images: Tensor, index: Tensor, noise: Tensor) -> None:
-    """One update of D and one of G, on the images at index (N, L) and with noise (N, L Z); never
-    waits for the device, but for float16's scalers with RMSprop."""
+def update_group(group: Sequence[State], images: Tensor, index: Tensor, noise: Tensor) -> None:
+    """One update of each state, on the images at its lanes' index (N, L) and with the numbers drawn
+    for them (N, L (Z + 3 K))."""
+    sizes = [len(state.lanes) for state in group]
+    own = noise.shape[1] // sum(sizes)
+    indices, noises = index.split(sizes, 1), noise.split([size * own for size in sizes], 1)
+    calls = [
+        partial(update_both, state, images, *own)
+        for state, *own in zip(group, indices, noises, strict=True)
+    ]
+    if len(calls) == 1:
+        calls[0]()
+    else:
+        side_by_side(calls, images.device)
+
+
+def update_both(state: State, images: Tensor, index: Tensor, drawn: Tensor) -> None:
+    """One update of D and one of G, on the images at index (N, L) and with the numbers drawn for
+    them (N, L (Z + 3 K)); never waits for the device, but for float16's scalers with RMSprop."""
     G, D, config, device = state.generator, state.discriminator, state.config, images.device
-    loss = LOSSES[config.loss]
-    batch = images[index].flatten(1, 2).contiguous(memory_format=torch.channels_last)
-    real = to_unit_range(batch)  # (N, L C, S, S)
+    loss, augment = LOSSES[config.loss], AUGMENTATIONS[config.augment].apply
+    noise, numbers = split_noise(drawn, config.augment, config.latent_size)
+    batch = images[index].flatten(1, 2).contiguous(memory_format=state.layout)
+    real = augment(to_unit_range(batch), numbers[0])  # (N, L C, S, S)
     with precision.autocast(config.precision, device):
         fake = G(noise)  # (N, L C, S, S)
-        real_logits, fake_logits = D(real), D(fake.detach())  # (N, L)
+    seen = augment(fake.detach(), numbers[1])
+    if config.penalty:
+        real, seen = real.requires_grad_(), seen.requires_grad_()
+    with precision.autocast(config.precision, device):
+        real_logits, fake_logits = D(real), D(seen)  # (N, L)
     loss_d = loss.discriminator(real_logits, fake_logits)  # (L,)
+    if config.label_smoothing:
+        loss_d = loss_d + smoothing(real_logits, config.label_smoothing)
+    if config.penalty:
+        penalties = gradient_penalty(real_logits, real) + gradient_penalty(fake_logits, seen)
+        loss_d = loss_d + config.penalty / 2 * penalties
     state.discriminator_optimizers.descend(loss_d)
 
     D.requires_grad_(False)  # G's update needs the gradient through D, not D's own
     with precision.autocast(config.precision, device):
-        logits = D(fake)  # (N, L)
-    loss_g = loss.generator(logits)  # (L,)
+        logits = D(augment(fake, numbers[2]))  # (N, L)
+        opposite = D(real.detach()) if loss.paired else real_logits
+    loss_g = loss.generator(opposite, logits)  # (L,)
     state.generator_optimizers.descend(loss_g)
     D.requires_grad_(True)
 

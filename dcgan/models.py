@@ -1,8 +1,9 @@
 """Generator and discriminator of DCGAN (Radford et al. 2016, arXiv 1511.06434, section 3).
 
-Batch norm in both nets except at G's output and D's input, ReLU in G, LeakyReLU 0.2 in D, tanh at
-the output, weights drawn from N(0, 0.02). D returns logits. The paper's 64-pixel, four-stage nets
-are here for any image size and depth, and for L lanes side by side (`dcgan.lanes`).
+Batch norm in both nets except at G's output and D's input (D may have another norm, or none), ReLU
+in G, LeakyReLU 0.2 in D, tanh at the output, weights drawn from N(0, 0.02). D returns logits. The
+paper's 64-pixel, four-stage nets are here for any image size and depth, and for L lanes side by
+side (`dcgan.lanes`).
 
 Shapes: N batch, L lanes, Z latent size, C channels, S image size, W width, M smallest map's side.
 """
@@ -14,14 +15,27 @@ import torch
 from torch import Tensor, nn
 
 from dcgan.config import TrainConfig
-from dcgan.lanes import FromMap, Linear, ToMap, join_lanes
+from dcgan.lanes import (
+    BatchNorm,
+    FromMap,
+    Linear,
+    PatchConv,
+    PatchUpConv,
+    SpectralConv,
+    SpectralLinear,
+    ToMap,
+    join_lanes,
+)
+from dcgan.ways import WAYS, Way
+
+GROUPED = WAYS["grouped"]
 
 
 class Generator(nn.Module):
     """G: noise (N, L Z) to images (N, L C, S, S) in [-1, 1]: a projection, `depth` transposed
     convolutions of stride 2, and `extra_convs` 3x3 blocks of stride 1 on the last hidden map."""
 
-    def __init__(self, config: TrainConfig, lanes: int = 1) -> None:
+    def __init__(self, config: TrainConfig, lanes: int = 1, way: Way = GROUPED) -> None:
         super().__init__()
         depth = config.generator_depth
         # sides and channels of the maps, from the smallest to the image, and to the last hidden one
@@ -30,18 +44,19 @@ class Generator(nn.Module):
         layers: list[nn.Module] = [
             nn.Unflatten(1, (lanes, config.latent_size)),
             Linear(lanes, config.latent_size, width * size**2, bias=False),
-            ToMap(size),  # (N, L W 2^(depth-1), M, M)
-            nn.BatchNorm2d(lanes * width),
+            ToMap(size, way.layout),  # (N, L W 2^(depth-1), M, M)
+            BatchNorm(lanes * width),
             nn.ReLU(inplace=True),
         ]
         for larger, narrower in zip(sizes[:-1], widths, strict=True):
             up = up_convolution(lanes, width, narrower, size, larger, bias=False)
-            layers += [up, nn.BatchNorm2d(lanes * narrower), nn.ReLU(inplace=True)]
+            layers += [up, BatchNorm(lanes * narrower), nn.ReLU(inplace=True)]
             size, width = larger, narrower
         for _ in range(config.extra_convs):
             conv = nn.Conv2d(lanes * width, lanes * width, 3, 1, 1, groups=lanes, bias=False)
-            layers += [conv, nn.BatchNorm2d(lanes * width), nn.ReLU(inplace=True)]
-        last = up_convolution(lanes, width, config.channels, size, sizes[-1], bias=True)
+            layers += [conv, BatchNorm(lanes * width), nn.ReLU(inplace=True)]
+        kind = PatchUpConv if way.patches else nn.ConvTranspose2d
+        last = up_convolution(lanes, width, config.channels, size, sizes[-1], bias=True, kind=kind)
         self.layers = nn.Sequential(*layers, last, nn.Tanh())  # (N, L C, S, S)
 
     def forward(self, noise: Tensor) -> Tensor:
@@ -50,34 +65,57 @@ class Generator(nn.Module):
 
 
 def up_convolution(
-    lanes: int, inputs: int, outputs: int, size: int, larger: int, *, bias: bool
+    lanes: int,
+    inputs: int,
+    outputs: int,
+    size: int,
+    larger: int,
+    *,
+    bias: bool,
+    kind: type[nn.ConvTranspose2d] = nn.ConvTranspose2d,
 ) -> nn.ConvTranspose2d:
     """A transposed convolution in each lane, to maps twice the size or one pixel more."""
     output_padding = larger - 2 * size
     inputs, outputs = lanes * inputs, lanes * outputs
-    return nn.ConvTranspose2d(inputs, outputs, 4, 2, 1, output_padding, groups=lanes, bias=bias)
+    return kind(inputs, outputs, 4, 2, 1, output_padding, groups=lanes, bias=bias)
 
 
 class Discriminator(nn.Module):
     """D: images (N, L C, S, S) to logits (N, L), positive for real: `depth` convolutions of stride
     2 and a linear layer."""
 
-    def __init__(self, config: TrainConfig, lanes: int = 1) -> None:
+    def __init__(self, config: TrainConfig, lanes: int = 1, way: Way = GROUPED) -> None:
         super().__init__()
         depth, narrowest = config.discriminator_depth, config.discriminator_width
         smallest = config.image_size >> depth
         widths = [narrowest << stage for stage in range(depth)]
-        first = nn.Conv2d(lanes * config.channels, lanes * narrowest, 4, 2, 1, groups=lanes)
-        layers: list[nn.Module] = [first, nn.LeakyReLU(0.2, inplace=True)]
-        for width, wider in pairwise(widths):
-            down = nn.Conv2d(lanes * width, lanes * wider, 4, 2, 1, groups=lanes, bias=False)
-            layers += [down, nn.BatchNorm2d(lanes * wider), nn.LeakyReLU(0.2, inplace=True)]
-        linear = Linear(lanes, widths[-1] * smallest**2, 1, bias=True)
+        layers: list[nn.Module] = []
+        for inputs, outputs in pairwise([config.channels, *widths]):
+            first = not layers
+            layers.append(down_convolution(config, lanes, inputs, outputs, way, first=first))
+            if config.discriminator_norm == "batch" and not first:
+                layers.append(BatchNorm(lanes * outputs))
+            layers.append(nn.LeakyReLU(0.2, inplace=True))
+        kind = SpectralLinear if config.discriminator_norm == "spectral" else Linear
+        linear = kind(lanes, widths[-1] * smallest**2, 1, bias=True)
         self.layers = nn.Sequential(*layers, FromMap(lanes), linear)
 
     def forward(self, images: Tensor) -> Tensor:
         logits: Tensor = self.layers(images)  # (N, L, 1)
         return logits.squeeze(2)
+
+
+def down_convolution(
+    config: TrainConfig, lanes: int, inputs: int, outputs: int, way: Way, *, first: bool
+) -> nn.Conv2d:
+    """A convolution of D in each lane, to maps of half the size; without a bias where batch norm
+    follows."""
+    inputs, outputs = lanes * inputs, lanes * outputs
+    if config.discriminator_norm == "spectral":
+        return SpectralConv(inputs, outputs, groups=lanes)
+    kind = PatchConv if way.patches and first else nn.Conv2d
+    bias = first or config.discriminator_norm == "none"
+    return kind(inputs, outputs, 4, 2, 1, groups=lanes, bias=bias)
 
 
 @torch.no_grad()
@@ -92,18 +130,18 @@ def initialise(net: nn.Module, rng: torch.Generator) -> None:
             bias.zero_()
 
 
-def build(lanes: Sequence[TrainConfig]) -> tuple[Generator, Discriminator]:
+def build(lanes: Sequence[TrainConfig], way: Way = GROUPED) -> tuple[Generator, Discriminator]:
     """Both nets of all lanes, on the CPU; each lane's seed alone determines its weights."""
     singles = []
     for lane in lanes:
-        G, D = Generator(lane), Discriminator(lane)
+        G, D = Generator(lane, way=way), Discriminator(lane, way=way)
         rng = torch.Generator().manual_seed(lane.seed)
         initialise(G, rng)
         initialise(D, rng)
         singles.append((G, D))
     if len(lanes) == 1:
         return singles[0]
-    G, D = Generator(lanes[0], len(lanes)), Discriminator(lanes[0], len(lanes))
+    G, D = Generator(lanes[0], len(lanes), way), Discriminator(lanes[0], len(lanes), way)
     G.load_state_dict(join_lanes([G.state_dict() for G, _ in singles]))
     D.load_state_dict(join_lanes([D.state_dict() for _, D in singles]))
     return G, D

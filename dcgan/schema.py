@@ -42,6 +42,7 @@ COLUMNS: Final[dict[str, str]] = {
     # Cost: of lanes that train side by side, each bears an equal share of the time
     "seconds_train": "seconds of training this epoch: the lane's share",
     "seconds_eval": "seconds of evaluation this epoch: the lane's share",
+    "seconds_checkpoint": "seconds of writing the checkpoint of the epoch before: the lane's share",
     "images_per_second": "training images per second of seconds_train",
     "peak_memory_bytes": "peak while training so far, of all lanes: CUDA memory allocated, or the "
     "process's resident set on the CPU",
@@ -54,6 +55,15 @@ COLUMNS: Final[dict[str, str]] = {
     "device": "what the epoch ran on",
     "threads": "CPU threads that trained",
 }
+
+ADDED_SETTINGS: Final[dict[str, Any]] = {
+    "loss": "non-saturating",
+    "label_smoothing": 0.0,
+    "penalty": 0.0,
+    "discriminator_norm": "batch",
+    "augment": "none",
+}
+"""Settings that earlier versions lack, and what they did."""
 
 METRIC: Final = "fid"
 """The validation metric that ranks trials and epochs; lower is better."""
@@ -81,6 +91,7 @@ WANDB_MODES: Final = ("online", "offline", "disabled")
 OVER_LANES: Final[dict[str, str]] = {
     "seconds_train": "sum",
     "seconds_eval": "sum",
+    "seconds_checkpoint": "sum",
     "peak_memory_bytes": "max",
     "digits_covered": "min",
     "collapsed": "max",

@@ -14,6 +14,7 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
+from dcgan.cli import one_line
 from dcgan.data import Source, load_split
 from dcgan.store import Mirror
 from tune.plan import Node
@@ -276,8 +277,3 @@ def use_storage(uri: str) -> None:
         mine.remove(file)
         if again.has(file):
             raise FileExistsError("it cannot delete there what it wrote itself")
-
-
-def one_line(error: BaseException) -> str:
-    """What an error says, without line breaks."""
-    return " ".join(str(error).split())

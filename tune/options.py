@@ -190,9 +190,9 @@ def from_flags(parser: cli.Parser, arguments: Sequence[str] | None = None) -> Op
     """The options of a command line; of this process's own where none is given."""
     given = cli.given_flags(parser.parse_args(arguments), Options)
     inherited = os.environ.get("RAY_ADDRESS")
-    if inherited and "address" not in given:
+    if inherited and given.get("address", "auto") == "auto":  # which Ray takes for auto
         check_address("the environment's RAY_ADDRESS", inherited)
-        given["address"] = inherited
+        given.setdefault("address", inherited)
     return Options(**given)
 
 
@@ -213,6 +213,9 @@ def resumed(options: Options) -> Options:
         flags = ", ".join(map(flag_name, refused))
         raise ValueError(f"{flags} cannot go with --resume: the search keeps its own settings")
     record = read_record(search_store(options.storage, options.resume, several=False))
+    # the preset's own number may have been another when the search began
+    if "num_trials" in record:
+        given.setdefault("num_trials", record["num_trials"])
     return dataclasses.replace(saved_options(record), **given)
 
 

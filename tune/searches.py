@@ -219,8 +219,34 @@ def joint(base: TrainConfig, preset: Preset, precisions: Sequence[str]) -> Searc
     )
 
 
+def modern(base: TrainConfig, preset: Preset, precisions: Sequence[str]) -> Search:
+    """What the ten years after DCGAN added, with both learning rates apart: losses, norms of D,
+    gradient penalties, augmentation, the average of G."""
+    rates = FloatDistribution(5e-5, 5e-3, log=True)
+    return Search(
+        name="modern",
+        base=base,
+        axes={
+            "loss": CategoricalDistribution(["non-saturating", "hinge", "relativistic"]),
+            "discriminator_norm": CategoricalDistribution(["batch", "spectral", "none"]),
+            "penalty": CategoricalDistribution([0.0, 0.1, 1.0]),
+            "augment": CategoricalDistribution(["none", "translation"]),
+            "generator_lr": rates,
+            "discriminator_lr": rates,
+            "ema_decay": CategoricalDistribution([0.0, 0.99]),
+        },
+        grid={
+            "loss": ("non-saturating", "hinge", "relativistic"),
+            "discriminator_norm": ("batch", "spectral", "none"),
+            "penalty": (0.0, 1.0),
+        },
+        num_trials=preset.num_trials,
+    )
+
+
 SEARCHES: dict[str, Callable[[TrainConfig, Preset, Sequence[str]], Search]] = {
-    search.__name__: search for search in (baseline, hparams, architecture, precision, joint)
+    search.__name__: search
+    for search in (baseline, hparams, architecture, precision, joint, modern)
 }
 
 

@@ -55,9 +55,9 @@ def survey(options: Options) -> Site:
         MemoryError: a GPU has no room for a single trial.
     """
     cluster = Cluster(options.address) if options.address else None
-    if not cluster:
+    if cluster is None:
         check_temporary()
-    if cluster:
+    else:
         check_versions(cluster)
         if not cluster.check_ready():
             print(

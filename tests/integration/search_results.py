@@ -9,7 +9,13 @@ from analysis.load import load_trials
 from dcgan.files import read_rows
 from dcgan.schema import ROWS_FILE, TRIALS_PATTERN
 
-MEASURED = ["seconds_train", "seconds_eval", "images_per_second", "peak_memory_bytes"]
+MEASURED = [
+    "seconds_train",
+    "seconds_eval",
+    "seconds_checkpoint",
+    "images_per_second",
+    "peak_memory_bytes",
+]
 """Columns that differ whenever a search is repeated."""
 
 

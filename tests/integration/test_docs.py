@@ -67,7 +67,7 @@ SMALL = {
     "tune.simulate": ["--seeds", "1", "--num-trials", "9"],
     "dcgan.bench": [
         *("--widths", "2", "--precisions", "float32", "--replicas", "1"),
-        *("--repeats", "1", "--seconds", "0.01"),
+        *("--repeats", "1", "--seconds", "0.01", "--minutes", "0.001"),
     ],
 }
 """Flags that make a command quick; of a flag given twice the last one counts."""
@@ -212,6 +212,8 @@ def small(module: str, words: list[str]) -> list[str]:
     more = ["--no-report", "--wandb", "disabled"]
     if "--resume" not in words:
         more += SMALL_SEARCH
+    elif "--num-trials" in words:
+        more += ["--num-trials", "3"]
     if "--confirm" in words and "0" not in words:
         more += ["--confirm-seeds", "1"]
     elif "--resume" not in words:

@@ -33,7 +33,7 @@ TRIALS = int(os.environ.get("DCGAN_TRIALS", "150"))
 WORKERS = int(os.environ.get("DCGAN_WORKERS", "8"))
 EPOCH_SECONDS = 0.3
 EPOCHS = 12  # of a recorded curve
-FEW, MANY = 4, 14  # tiny trials
+FEW, MANY = 2, 10  # tiny trials
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(900)]
 

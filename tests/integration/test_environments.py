@@ -20,7 +20,7 @@ from typing import Any
 
 import pandas as pd
 import pytest
-from search_processes import ONE_AT_A_TIME, SMALL, at, wait_for
+from search_processes import ONE_AT_A_TIME, SMALL, at, resume, wait_for
 from search_results import rows_now
 
 from dcgan.schema import REPORT_FILE, SEARCH_FILE, STUDY_FILE, TABLE_FILE
@@ -75,6 +75,35 @@ def test_a_search_beside_modules_and_variables_of_others(tmp_path: Path) -> None
     train += [f"--{name.replace('_', '-')}={value}" for name, value in SMALL.items()]
     done = command(train, tmp_path, **ODD)
     assert done.returncode == 0, done.stderr
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="needs root, to mount a folder read-only")
+def test_a_search_that_may_only_be_read_is_read(undisturbed: Path, tmp_path: Path) -> None:
+    folder = tmp_path / "s"
+    folder.mkdir()
+    before = {path: path.stat().st_mtime_ns for path in undisturbed.rglob("*")}
+    subprocess.run(["mount", "--bind", undisturbed, folder], check=True)
+    try:
+        subprocess.run(["mount", "-o", "remount,ro,bind", folder], check=True)
+        for module in ("tables", "claims", "rungs"):
+            done = command(["-m", f"analysis.{module}", str(folder)], tmp_path, **ODD)
+            assert (done.returncode, done.stderr) == (0, ""), module
+            assert done.stdout.strip()
+        done = command(["-m", "analysis.report", str(folder)], tmp_path)
+        assert done.returncode == 2
+        assert "The best trial is trial_000" in done.stdout
+        said = f"no report is written to {folder} (Read-only file system); name another folder"
+        assert said in done.stderr
+        done = command(["-m", "analysis.report", str(folder), "--out", "page"], tmp_path)
+        assert done.returncode == 0, done.stderr
+        assert (tmp_path / "page" / REPORT_FILE).is_file()
+        done = command(["-m", "tune.run", *resume(folder)], tmp_path)
+        assert done.returncode == 2
+        assert "Read-only file system" in done.stderr
+        assert done.stderr.count("\n") == 1
+    finally:
+        subprocess.run(["umount", "-l", folder], check=True)
+    assert {path: path.stat().st_mtime_ns for path in undisturbed.rglob("*")} == before
 
 
 def test_nobody_reads_what_is_printed(undisturbed: Path, tmp_path: Path) -> None:

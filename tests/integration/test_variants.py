@@ -91,6 +91,16 @@ def test_a_search_begins_with_the_best_of_an_earlier_one(
     assert decisions(ended.folder)[1]["params"] == best["params"]
 
 
+def test_what_came_after_dcgan_is_searched_with_the_baseline_first(search_in_process: Run) -> None:
+    ended = search_in_process(search="modern", num_trials=4, epochs=1)
+    assert ended.code == 0, ended.output
+    first, *others = decisions(ended.folder)
+    baseline = {"loss": "non-saturating", "discriminator_norm": "batch", "penalty": 0.0}
+    assert first["params"].items() >= baseline.items()
+    assert all(trial["state"] == "COMPLETE" for trial in others)
+    assert "discriminator_norm" in ended.output
+
+
 def test_tracking_that_is_off_leaves_no_trace(search_in_process: Run) -> None:
     ended = search_in_process(search="baseline", epochs=1)
     assert ended.code == 0, ended.output

@@ -2,6 +2,7 @@
 CPU."""
 
 import dataclasses
+import itertools
 import json
 import math
 import os
@@ -20,12 +21,23 @@ from dcgan import checkpoint
 from dcgan.config import TrainConfig, replicate, write_lanes
 from dcgan.data import load_split
 from dcgan.evaluate import load_reference
-from dcgan.lanes import split_lane
+from dcgan.lanes import PatchConv, PatchUpConv, split_lane
 from dcgan.loop import make_update, scored, train, train_epoch
 from dcgan.losses import LOSSES, Loss
 from dcgan.models import build
+from dcgan.precision import autocast
 from dcgan.schema import CHECKPOINT_FILE, COLUMNS, Row
-from dcgan.state import LOOP_STREAM, State, new_state, new_states, weights_to_evaluate
+from dcgan.state import (
+    LOOP_STREAM,
+    State,
+    contents,
+    new_state,
+    new_states,
+    regroup,
+    restore,
+    weights_to_evaluate,
+)
+from dcgan.ways import WAYS
 
 CPU = torch.device("cpu")
 ROOT = str(Path(__file__).parents[2])
@@ -71,7 +83,13 @@ for variant in map(Path, sys.argv[1:]):
         report = lambda row: print(row["epoch"])
         train(lanes, report=report, checkpoint_dir=folder, resume_from=folder)
 """
-TIMED = ("seconds_train", "seconds_eval", "images_per_second", "peak_memory_bytes")
+TIMED = (
+    "seconds_train",
+    "seconds_eval",
+    "seconds_checkpoint",
+    "images_per_second",
+    "peak_memory_bytes",
+)
 
 
 def ignore(row: Row) -> None:
@@ -84,7 +102,7 @@ def images_of(config: TrainConfig) -> torch.Tensor:
 
 def one_epoch(state: State) -> list[Row]:
     images = images_of(state.config)
-    return train_epoch(state, images, make_update(state, images))
+    return train_epoch([state], images, make_update([state], images))[0]
 
 
 def untimed(rows: list[Row]) -> list[Row]:
@@ -94,6 +112,11 @@ def untimed(rows: list[Row]) -> list[Row]:
 
 def tensors(folder: Path) -> dict[str, torch.Tensor]:
     """Every tensor of a checkpoint, by its path within it."""
+    return tensors_in(checkpoint.load(folder))
+
+
+def tensors_in(content: object) -> dict[str, torch.Tensor]:
+    """Every tensor of dictionaries and lists, by its path within them."""
     found: dict[str, torch.Tensor] = {}
 
     def walk(name: str, value: object) -> None:
@@ -103,7 +126,7 @@ def tensors(folder: Path) -> dict[str, torch.Tensor]:
             for key, item in value.items() if isinstance(value, dict) else enumerate(value):
                 walk(f"{name}/{key}", item)
 
-    walk("", checkpoint.load(folder))
+    walk("", content)
     return found
 
 
@@ -264,7 +287,8 @@ def assert_is_the_single_run(whole: State, means: list[Row], tolerance: float = 
                 for moment in moments.keys() - {"step"}:
                     a = all_.optimizers[lane].state[view][moment].flatten()
                     b = moments[moment].flatten()
-                    assert (a - b).norm() <= 0.02 * b.norm()
+                    # of a net without norm rounding is a larger part of what is tiny at first
+                    assert (a - b).norm() <= 0.03 * b.norm()
         if config.ema_decay:
             ours, theirs = (
                 weights_to_evaluate(state, at) for state, at in ((whole, lane), (alone, 0))
@@ -286,6 +310,61 @@ def assert_is_the_single_run(whole: State, means: list[Row], tolerance: float = 
 def test_each_of_several_seeds_is_its_single_run(values: dict[str, Any]) -> None:
     (whole,) = new_states(replicate(dataclasses.replace(TINY, **values), 3), CPU)
     assert_is_the_single_run(whole, one_epoch(whole))
+
+
+@pytest.mark.parametrize(
+    "values",
+    [{}, {"ema_decay": 0.9}, {"channels": 3, "discriminator_width": 3}, {"image_size": 28}],
+)
+@pytest.mark.parametrize("way", sorted(set(WAYS) - {"grouped", "branches"}))
+def test_each_way_trains_as_single_runs_do(way: str, values: dict[str, Any]) -> None:
+    (whole,) = new_states(replicate(dataclasses.replace(TINY, **values), 3), CPU, way)
+    assert_is_the_single_run(whole, one_epoch(whole))
+
+
+@pytest.mark.parametrize("precision", ["float32", "bfloat16"])
+def test_patches_are_convolutions(precision: str) -> None:
+    """Of one image channel and of three, in one lane and in two; G to an odd size, too."""
+    for lanes, channels, odd in itertools.product((1, 2), (1, 3), (0, 1)):
+        x = torch.randn(5, lanes * channels, 12, 12)
+        maps = torch.randn(5, lanes * 4, 6, 6)
+        down = PatchConv(lanes * channels, lanes * 4, 4, 2, 1, groups=lanes)
+        up = PatchUpConv(lanes * 4, lanes * channels, 4, 2, 1, odd, groups=lanes)
+        tolerance = 1e-5 if precision == "float32" else 0.02
+        with autocast(precision, CPU):
+            pairs = (
+                (down(x), torch.nn.Conv2d.forward(down, x)),
+                (up(maps), torch.nn.ConvTranspose2d.forward(up, maps)),
+            )
+        for ours, theirs in pairs:
+            assert ours.dtype == theirs.dtype
+            torch.testing.assert_close(ours, theirs, rtol=tolerance, atol=tolerance)
+
+
+def test_a_run_goes_on_in_whatever_networks_its_lanes_make(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """To the bit, what each lane has gathered; and its next epoch, within rounding."""
+    lanes = replicate(dataclasses.replace(EMA, epochs=1), 3)
+    longer = [dataclasses.replace(lane, epochs=2) for lane in lanes]
+    train(lanes, report=ignore, checkpoint_dir=tmp_path / "whole")
+    monkeypatch.setattr("dcgan.state.default_way", lambda device: "branches")
+    apart = new_states(lanes, CPU)
+    restore(apart, lanes, tmp_path / "whole")
+    assert len(apart) == 3
+    monkeypatch.undo()
+    (whole,) = new_states(lanes, CPU)
+    saved = [contents(state) for state in apart]
+    restored = regroup(saved, [3])[0]
+    restore([whole], lanes, tmp_path / "whole")
+    assert tensors_in(restored).keys() == tensors_in(contents(whole)).keys()
+    for name, tensor in tensors_in(contents(whole)).items():
+        assert torch.equal(tensor, tensors_in(restored)[name]), name
+    undisturbed = train(longer, report=ignore, resume_from=tmp_path / "whole")
+    monkeypatch.setattr("dcgan.state.default_way", lambda device: "branches")
+    went_on = train(longer, report=ignore, resume_from=tmp_path / "whole")
+    for ours, theirs in zip(went_on, undisturbed, strict=True):
+        assert ours["fid"] == pytest.approx(theirs["fid"], rel=0.02)
 
 
 @pytest.mark.parametrize("optimizer", ["adam", "rmsprop"])
@@ -328,21 +407,41 @@ def test_a_lane_that_diverges_leaves_the_others_alone() -> None:
 
 
 def test_a_loss_is_one_entry(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Least squares (Mao et al. 2017): what is registered trains, is checked and is scored."""
+    """What is registered trains, is checked and is scored."""
 
     def discriminator(real: torch.Tensor, fake: torch.Tensor) -> torch.Tensor:
-        return ((real.float() - 1).square() + fake.float().square()).mean(0)
+        return (fake.float() - real.float()).tanh().mean(0)
 
-    def generator(fake: torch.Tensor) -> torch.Tensor:
-        return (fake.float() - 1).square().mean(0)
+    def generator(real: torch.Tensor, fake: torch.Tensor) -> torch.Tensor:
+        return -fake.float().tanh().mean(0)
 
-    monkeypatch.setitem(LOSSES, "least-squares", Loss(discriminator, generator))
-    lanes = replicate(dataclasses.replace(TINY, loss="least-squares", epochs=1), 2)
+    monkeypatch.setitem(LOSSES, "tanh", Loss(discriminator, generator))
+    lanes = replicate(dataclasses.replace(TINY, loss="tanh", epochs=1), 2)
     first, second = train(lanes, report=ignore)
-    (usual,) = train([dataclasses.replace(TINY, epochs=1)], report=ignore)
-    assert 0 < first["discriminator_loss"] < 2
-    assert first["discriminator_loss"] != pytest.approx(usual["discriminator_loss"], rel=0.01)
+    assert -2 < first["discriminator_loss"] < 0
     assert first["fid"] != second["fid"]
+
+
+OBJECTIVES: list[dict[str, Any]] = [
+    *({"loss": name} for name in LOSSES if name != "non-saturating"),
+    {"penalty": 1.0, "discriminator_norm": "none"},
+    {"penalty": 0.1, "discriminator_norm": "batch", "loss": "relativistic"},
+    {"discriminator_norm": "spectral"},
+    {"augment": "translation"},
+    {"label_smoothing": 0.1},
+    {"augment": "translation", "penalty": 1.0, "discriminator_norm": "spectral", "loss": "hinge"},
+]
+
+
+@pytest.mark.parametrize("values", OBJECTIVES, ids=str)
+def test_each_objective_trains_and_its_lanes_are_single_runs(values: dict[str, Any]) -> None:
+    config = dataclasses.replace(TINY, **values)
+    (whole,) = new_states(replicate(config, 2), CPU)
+    assert_is_the_single_run(whole, one_epoch(whole))
+    (usual,) = new_states([TINY], CPU)
+    (other,) = new_states([config], CPU)
+    plain, changed = one_epoch(usual)[0], one_epoch(other)[0]
+    assert changed["discriminator_loss"] != pytest.approx(plain["discriminator_loss"], rel=1e-4)
 
 
 @pytest.mark.parametrize(

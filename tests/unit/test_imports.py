@@ -19,7 +19,7 @@ COMMAND_LINES = {"tune.run", "tune.track"}
 CORE = {
     "dcgan": {
         *("config", "schema", "settings", "data", "losses", "lanes", "models", "state", "loop"),
-        *("checkpoint", "metrics", "yardstick", "evaluate"),
+        *("augment", "checkpoint", "metrics", "yardstick", "evaluate"),
     },
     "tune": {
         *("searches", "options", "plan", "schedulers", "asha", "ledger", "study"),
@@ -32,7 +32,7 @@ CORE = {
 TOOLS = {
     *(
         f"dcgan.{name}"
-        for name in ("files", "store", "graph", "precision", "memory", "images", "streams")
+        for name in ("files", "store", "graph", "precision", "memory", "images", "streams", "ways")
     ),
     *("dcgan.cli", "analysis.cli"),
 }

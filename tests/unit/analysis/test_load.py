@@ -22,7 +22,9 @@ from optuna.trial import TrialState, create_trial
 from analysis import tables
 from analysis.load import RESULTS, load_trials, over_lanes
 from analysis.tables import conditions, pareto, ranking, varied, write
+from dcgan.config import TrainConfig
 from dcgan.files import read_rows
+from dcgan.schema import ADDED_SETTINGS
 
 PROTOCOL = {
     "eval_split": "validation",
@@ -358,6 +360,7 @@ def own(fids: list[float]) -> dict[str, list[Any]]:
 def replicated(epoch: int, fids: list[float]) -> dict[str, Any]:
     """The row of an earlier version: means, seconds of all, and lists."""
     means = row(epoch, sum(fids) / len(fids)) | {"seconds_train": 3.0, "seconds_eval": 1.5}
+    means["seconds_checkpoint"] *= 3
     del means["lane"]
     return means | {"fid_std": 10.0, "by_replica": own(fids)}
 
@@ -419,6 +422,21 @@ def test_rows_of_an_earlier_version_load_as_those_of_today(run: Path) -> None:
     del first["loss"]
     params.write_text(json.dumps(first))
     pd.testing.assert_frame_equal(load_trials(make_replicas(run)), today, check_like=True)
+
+
+def test_settings_that_a_version_added_were_what_they_are_by_default(run: Path) -> None:
+    """In one frame with trials that have them, so that nothing seems to vary that did not."""
+    paths = sorted(run.glob("trial_*/params.json"))
+    defaults = TrainConfig().to_dict()
+    assert {name: defaults[name] for name in ADDED_SETTINGS} == ADDED_SETTINGS
+    paths[0].write_text(json.dumps(json.loads(paths[0].read_text()) | ADDED_SETTINGS))
+    paths[1].write_text("damaged")
+    with pytest.warns(UserWarning, match="missing or damaged"):
+        frame = load_trials(run)
+    for name, value in ADDED_SETTINGS.items():
+        of_trial = frame.drop_duplicates("trial").set_index("trial")[name]
+        assert of_trial.drop(paths[1].parent.name).to_list() == [value] * (len(of_trial) - 1)
+        assert pd.isna(of_trial[paths[1].parent.name])
 
 
 def test_over_lanes_is_one_row_a_trial_and_epoch(lanes: Path) -> None:

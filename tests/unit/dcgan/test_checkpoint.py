@@ -343,9 +343,10 @@ def test_only_epochs_may_change(tmp_path: Path) -> None:
         checkpoint.check_same_run(tmp_path, saved, [dataclasses.replace(CONFIG, epochs=2)])
     with pytest.raises(ValueError, match=r"belongs to another config: it has 1 lanes, not 2$"):
         checkpoint.check_same_run(tmp_path, saved, replicate(CONFIG, 2))
-    del saved["lanes"][0]["beta1"]  # as of older code
-    with pytest.raises(ValueError, match=r"beta1 was None, is 0\.5;"):
-        checkpoint.check_same_run(tmp_path, saved, [CONFIG])
+    del saved["lanes"][0]["penalty"]  # of code that had none, as it is by default
+    checkpoint.check_same_run(tmp_path, saved, [longer])
+    with pytest.raises(ValueError, match=r"penalty was 0\.0, is 1\.0;"):
+        checkpoint.check_same_run(tmp_path, saved, [dataclasses.replace(longer, penalty=1.0)])
 
 
 def test_epochs_of_several_lanes_are_counted_once(tmp_path: Path) -> None:

@@ -35,6 +35,10 @@ BASELINE = {
     "discriminator_width": 64,
     "extra_convs": 0,
     "loss": "non-saturating",
+    "label_smoothing": 0.0,
+    "penalty": 0.0,
+    "discriminator_norm": "batch",
+    "augment": "none",
     "optimizer": "adam",
     "generator_lr": 2e-4,
     "discriminator_lr": 2e-4,
@@ -98,6 +102,22 @@ def test_defaults_are_the_baseline() -> None:
         ({"seed": -1}, "seed is -1; allowed is 0 to 4294967295"),
         ({"seed": 2**32}, f"seed is {2**32}; allowed is 0 to 4294967295"),
         ({"loss": "hinges"}, "loss is 'hinges'; allowed: non-saturating"),
+        ({"label_smoothing": 0.6}, "label_smoothing is 0.6; allowed is 0 to 0.5"),
+        ({"penalty": -1.0}, "penalty is -1.0; allowed is 0 to 1000"),
+        ({"penalty": math.nan}, "penalty is nan; allowed is 0 to 1000"),
+        (
+            {"discriminator_norm": "layer"},
+            "discriminator_norm is 'layer'; allowed: batch, spectral",
+        ),
+        ({"augment": "cutout"}, "augment is 'cutout'; allowed: none, translation"),
+        (
+            {"label_smoothing": 0.1, "loss": "hinge"},
+            "label_smoothing is 0.1 with loss hinge, which has no labels",
+        ),
+        (
+            {"penalty": 1.0, "precision": "float16"},
+            "penalty is 1.0 with precision float16, in which the gradients",
+        ),
         # wrong types
         ({"epochs": True}, "epochs is True, a bool; expected int"),
         ({"generator_lr": True}, "generator_lr is True, a bool; expected float"),
@@ -135,6 +155,7 @@ def test_every_multiple_of_4_is_accepted_down_to_a_map_of_2_pixels(size: int) ->
     [
         {"beta1": 0, "ema_decay": 0.9999},
         {"generator_lr": 1},
+        {"label_smoothing": 0.5, "penalty": 1000, "discriminator_norm": "none"},
         {"batch_size": 2, "epochs": 1, "seed": 2**32 - 1},
         {"latent_size": 1, "generator_width": 1, "discriminator_width": 1024, "extra_convs": 16},
         {"channels": 3, "optimizer": "rmsprop", "dataset": "mnist-mini", "precision": "float16"},

@@ -10,7 +10,7 @@ import pytest
 
 from dcgan.config import TrainConfig
 from dcgan.schema import SEARCH_FILE
-from dcgan.store import Store
+from dcgan.store import Mirror, Store
 from tune.confirm import candidates, confirm_plan
 from tune.ledger import open_ledger, retry_failed, take_over_folders
 from tune.options import from_flags, make_parser
@@ -232,6 +232,31 @@ def test_a_stage_of_other_settings_or_seeds_is_put_aside(
         stage = stage_of(plan, top, count, {})
         assert first.folder.with_name(f"confirm-{number}").is_dir()
         assert len(stage.points) == (top + 1) * count
+
+
+def test_in_a_storage_a_stage_is_put_aside_there(tmp_path: Path) -> None:
+    """So that a machine that has nothing of it finds both."""
+    plan = make_plan(tmp_path, "--num-trials 4")
+    mounted = tmp_path / "mounted" / "s"
+    plan = dataclasses.replace(plan, store=Mirror(tmp_path / "copy", str(mounted)))
+    plan.folder.mkdir()
+    plan.store.begin()
+    search(plan, "9 5 7")
+    plan.store.put()
+    first = stage_of(plan, 2, 2, {})
+    (first.folder / "trial_0000").mkdir()
+    (first.folder / "trial_0000" / "result.json").write_text("rows")
+    first.store.put()
+    before = (mounted / "confirm" / SEARCH_FILE).read_bytes()
+    again = stage_of(plan, 1, 3, {})
+    again.store.put()
+    assert (mounted / "confirm-1" / SEARCH_FILE).read_bytes() == before
+    assert (mounted / "confirm-1" / "trial_0000" / "result.json").read_text() == "rows"
+    assert [path.name for path in (mounted / "confirm").iterdir()] == [SEARCH_FILE]
+    assert json.loads((mounted / "confirm" / SEARCH_FILE).read_text())["top"] == 1
+    elsewhere = Mirror(tmp_path / "another machine", str(mounted))
+    elsewhere.begin()
+    assert {path.name for path in elsewhere.folder.glob("confirm*")} >= {"confirm", "confirm-1"}
 
 
 def test_a_search_without_a_study_cannot_be_confirmed(tmp_path: Path) -> None:

@@ -129,7 +129,7 @@ def batches_seen(state: Any, config: TrainConfig) -> set[int]:
         lambda module, inputs: sizes.add(len(inputs[0]))
     )
     images = torch.zeros(600, 1, 28, 28, dtype=torch.uint8)
-    train_epoch(state, images, make_update(state, images))
+    train_epoch([state], images, make_update([state], images))
     hook.remove()
     return sizes
 
@@ -142,7 +142,7 @@ def logits_dtype(config: TrainConfig) -> torch.dtype:
         lambda module, inputs, output: dtypes.add(output.dtype)
     )
     images = torch.zeros(2, 1, 28, 28, dtype=torch.uint8)
-    train_epoch(state, images, make_update(state, images))
+    train_epoch([state], images, make_update([state], images))
     (dtype,) = dtypes
     return dtype
 
