@@ -63,7 +63,7 @@ def load_trials(path: str | Path | Sequence[str | Path]) -> pd.DataFrame:
     lane's own `TrainConfig`, and the columns of `dcgan.schema.COLUMNS`. A trial without any
     finished epoch has one row, of its first lane, whose `epoch` and results are missing. Rows are
     sorted by run, trial, lane and epoch; an epoch trained twice, after a crash, counts once.
-    Several runs are told apart by a first column `run`: the folder's name, or the path as given
+    Of several runs the first column is `run`: the folder's name, or the path as given
     where two have the same name.
 
     A damaged row or file is skipped, and a column that is not known left out, with a warning that

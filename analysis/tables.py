@@ -36,6 +36,7 @@ FORMATS = {
     "kid": "{:.5f}".format,
     "sample_coverage": "{:.3f}".format,
     "classifier_score": "{:.2f}".format,
+    "label_accuracy": "{:.3f}".format,
     "images_per_second": "{:,.0f}".format,
     "seconds": "{:.0f}".format,
     "peak_memory_mb": "{:,.0f}".format,
@@ -125,6 +126,8 @@ def ranking(
     ranks = pd.Series(range(1, len(table) + 1), dtype="Int64")
     table["rank"] = ranks.mask(table["later"])
     columns = ["rank", *keys, "status", metric, "best_epoch", "epochs", *settings, *SHOWN]
+    if "label_accuracy" in table and table["label_accuracy"].notna().any():
+        columns.append("label_accuracy")  # of conditional nets
     columns += ["seconds", "peak_memory_mb", "error"]
     return table.reindex(columns=list(dict.fromkeys(columns)))
 

@@ -24,6 +24,7 @@ import torch
 from torch.utils.flop_counter import FlopCounterMode
 
 from dcgan import cli, graph, memory, precision
+from dcgan.augment import noise_size
 from dcgan.config import TrainConfig, replicate
 from dcgan.data import DATASETS, check_batch, load_split
 from dcgan.evaluate import device_name
@@ -117,10 +118,10 @@ def ours(
     """The loops of `dcgan.loop`, without evaluation: one for each group of networks that the lanes
     make, by a way of `WAYS`."""
     precision.switch(lanes[0].precision)
-    images = load_split(lanes[0].source(data_dir, device), "train").images  # (all, C, S, S)
+    images, labels = load_split(lanes[0].source(data_dir, device), "train")  # (all, C, S, S)
 
     def epoch_after_epoch(group: Sequence[State]) -> Updates:
-        update = make_update(group, images)
+        update = make_update(group, images, labels)
         while True:
             for index, noise in draw_batches(group, images):
                 update(index, noise)
@@ -155,7 +156,9 @@ def count_operations(config: TrainConfig) -> int:
     N, S = config.batch_size, config.image_size
     images = torch.zeros(N, config.channels, S, S, dtype=torch.uint8)
     with FlopCounterMode(display=False) as counter:
-        update_both(state, images, torch.arange(N)[:, None], torch.zeros(N, config.latent_size))
+        numbers = torch.zeros(N, noise_size(config.augment, config.latent_size))
+        labels = torch.zeros(N, dtype=torch.int64)
+        update_both(state, images, torch.arange(N)[:, None], numbers, labels)
     operations: int = counter.get_total_flops()
     return operations
 

@@ -19,11 +19,12 @@ from typing import Any
 
 import torch
 
-from dcgan.config import TrainConfig
+from dcgan.config import TrainConfig, read_lanes
 from dcgan.files import replace
 from dcgan.lanes import split_lane
 from dcgan.models import Generator
-from dcgan.schema import CHECKPOINT_FILE, Row
+from dcgan.schema import CHECKPOINT_FILE, WEIGHTS_FILE, Row
+from dcgan.yardstick import unpack
 
 VERSION = 4
 DEFAULTS = {field.name: field.default for field in dataclasses.fields(TrainConfig)}
@@ -146,8 +147,12 @@ def load_generator(path: Path | str, *, last: bool = False) -> tuple[Generator, 
     """The generator of a checkpoint's best epoch (or its last), its config, and that epoch.
 
     Of several lanes, it is the best one's in the epoch with the best mean, and the first one's in
-    the last epoch. Raises as `load`.
+    the last epoch. Of a folder that `dcgan.export` wrote, it is the exported one, of epoch 0.
+    Raises as `load`.
     """
+    exported = Path(path) / WEIGHTS_FILE
+    if exported.is_file() and not (Path(path) / CHECKPOINT_FILE).is_file():
+        return load_exported(exported)
     content = load(path)
     lane, epoch = content["best"]["lane"], content["best"]["epoch"]
     weights = content["best"]["generator"]
@@ -159,3 +164,14 @@ def load_generator(path: Path | str, *, last: bool = False) -> tuple[Generator, 
     generator = Generator(config)
     generator.load_state_dict(weights)
     return generator, config, epoch
+
+
+def load_exported(file: Path) -> tuple[Generator, TrainConfig, int]:
+    """An exported generator, and its config; ValueError where the file is damaged."""
+    (config,) = read_lanes(file.parent)
+    generator = Generator(config)
+    try:
+        generator.load_state_dict(unpack(file.read_bytes()))
+    except (*DAMAGE, KeyError, RuntimeError) as error:
+        raise ValueError(f"{file} is damaged or of other settings; export it again") from error
+    return generator, config, 0

@@ -25,6 +25,7 @@ from dcgan.settings import check_bounds, check_settings, setting
 
 OPTIMIZERS = ("adam", "rmsprop")
 NORMS = ("batch", "spectral", "none")
+CONDITIONS = ("none", "concat", "projection")
 PRECISIONS = ("float32", "tf32", "bfloat16", "float16")
 RATES = ("generator_lr", "discriminator_lr")
 LANE_FIELDS = ("seed", *RATES, "beta1", "beta2")
@@ -66,6 +67,10 @@ class TrainConfig:
     """Weight of D's gradient penalties of real and of generated images (R1 and R2); 0 is off."""
     discriminator_norm: str = setting("batch", choices=NORMS)
     """What normalises D: `batch` norm, `spectral` norm of its weights, or `none`."""
+    conditional: str = setting("none", choices=CONDITIONS)
+    """Whether both nets are given labels, and how D takes them: `none`, `concat` (a map for each
+    class beside the image) or `projection` (a product of the label's vector with its features). G
+    takes them beside the noise."""
     augment: str = setting("none", choices=AUGMENTATIONS)
     """What happens to all images that D sees: `none`, or `translation` by up to an eighth."""
     optimizer: str = setting("adam", choices=OPTIMIZERS)
@@ -133,6 +138,11 @@ class TrainConfig:
     def to_dict(self) -> dict[str, Any]:
         """All fields by name, as plain JSON values."""
         return dataclasses.asdict(self)
+
+    @property
+    def classes(self) -> int:
+        """Classes of the labels that both nets are given; 0 if they are given none."""
+        return 0 if self.conditional == "none" else DATASETS[self.dataset].classes
 
     def source(self, data_dir: Path | str | None, device: torch.device) -> Source:
         """Where its images come from, and the device they are kept on."""

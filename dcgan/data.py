@@ -53,6 +53,7 @@ class Dataset(NamedTuple):
     size: int  # H: the default of `image_size`
     channels: int  # C: the default of `channels`
     classes: int
+    licence: str = "licence unknown"
 
 
 class Split(NamedTuple):
@@ -116,6 +117,12 @@ def in_channels(images: Tensor, channels: int) -> Tensor:
     if channels == 1 and images.shape[1] > 1:
         images = images.float().mean(1, keepdim=True).round_().to(torch.uint8)
     return images.expand(-1, channels, -1, -1).contiguous()
+
+
+def one_hot(labels: Tensor, classes: int) -> Tensor:
+    """Labels (...) as vectors (..., K) of a one among zeros, float32; does not wait for the device,
+    as PyTorch's own would."""
+    return (labels[..., None] == torch.arange(classes, device=labels.device)).float()
 
 
 def to_unit_range(images: Tensor) -> Tensor:
@@ -227,7 +234,8 @@ def _fetch_mnist(data_dir: Path, folder: Path) -> None:
         ) from error
 
 
+MNIST_LICENCE = "handwritten digits of MNIST, by LeCun, Cortes and Burges, CC BY-SA 3.0"
 DATASETS = {
-    "mnist": Dataset(load_mnist, size=28, channels=1, classes=10),
-    "mnist-mini": Dataset(load_mini, size=28, channels=1, classes=10),
+    "mnist": Dataset(load_mnist, size=28, channels=1, classes=10, licence=MNIST_LICENCE),
+    "mnist-mini": Dataset(load_mini, size=28, channels=1, classes=10, licence=MNIST_LICENCE),
 }

@@ -20,7 +20,7 @@ from torch.backends.cpu import get_cpu_capability
 
 from dcgan import checkpoint, metrics
 from dcgan.config import TrainConfig
-from dcgan.data import Source, default_data_dir, load_split, to_unit_range
+from dcgan.data import Source, default_data_dir, load_split, one_hot, to_unit_range
 from dcgan.precision import full_float32
 from dcgan.schema import Row
 from dcgan.yardstick import SHA256, batch_size, extract, load_yardstick
@@ -107,21 +107,36 @@ def evaluation_noise(count: int, latent_size: int, device: torch.device) -> Tens
     return torch.randn(count, latent_size, generator=rng).to(device)
 
 
+def asked_labels(count: int, classes: int, device: torch.device, *, each: int = 1) -> Tensor:
+    """The labels that images are asked for, `each` times every class in turn. (count,)"""
+    return torch.arange(count, device=device) // each % max(1, classes)
+
+
 @torch.inference_mode()
-def generate_lanes(generator: nn.Module, noise: Tensor, lanes: int) -> list[Tensor]:
+def generate_lanes(
+    generator: nn.Module, noise: Tensor, lanes: int, labels: Tensor | None = None
+) -> list[Tensor]:
     """Images (M, C, S, S) of each lane from the same noise (M, Z), with running batch-norm
-    statistics."""
+    statistics; of a conditional G, of the labels (M,), or of all classes in turn."""
+    classes = getattr(generator, "classes", 0)
     training = generator.training
     generator.eval()
-    blocks = torch.split(noise, max(1, batch_size(noise.device) // lanes))
-    images = torch.cat([generator(block.repeat(1, lanes)) for block in blocks])  # (M, L C, S, S)
+    size = max(1, batch_size(noise.device) // lanes)
+    blocks = [(block.repeat(1, lanes),) for block in torch.split(noise, size)]
+    given: list[tuple[Tensor, ...]] = list(blocks)
+    if classes:
+        if labels is None:
+            labels = asked_labels(len(noise), classes, noise.device)
+        vectors = one_hot(labels, classes)[:, None].expand(-1, lanes, -1)  # (M, L, K)
+        given = [(*own, of) for own, of in zip(blocks, torch.split(vectors, size), strict=True)]
+    images = torch.cat([generator(*own) for own in given])  # (M, L C, S, S)
     generator.train(training)
     return list(images.chunk(lanes, 1))
 
 
-def generate(generator: nn.Module, noise: Tensor) -> Tensor:
-    """Images (M, C, S, S) of a G of one lane from noise (M, Z)."""
-    (images,) = generate_lanes(generator, noise, 1)
+def generate(generator: nn.Module, noise: Tensor, labels: Tensor | None = None) -> Tensor:
+    """Images (M, C, S, S) of a G of one lane from noise (M, Z); labels as of `generate_lanes`."""
+    (images,) = generate_lanes(generator, noise, 1, labels)
     return images
 
 
@@ -151,9 +166,10 @@ def path_length(images: Tensor) -> float:
 
 
 @torch.inference_mode()
-def score(images: Tensor, reference: Reference) -> Row:
-    """All quality metrics of images (M, C, S, S), uint8 or in [-1, 1], by column name;
-    FloatingPointError at a non-finite value, which some metrics would hide."""
+def score(images: Tensor, reference: Reference, labels: Tensor | None = None) -> Row:
+    """All quality metrics of images (M, C, S, S), uint8 or in [-1, 1], by column name, with the
+    share that is recognised if labels (M,) were asked for; FloatingPointError at a non-finite
+    value, which some metrics would hide."""
     features, probabilities = extract(load_yardstick(images.device), images)
     if not features.isfinite().all():
         raise FloatingPointError(
@@ -162,7 +178,11 @@ def score(images: Tensor, reference: Reference) -> Row:
     radii = metrics.neighbour_radii(features)
     near = metrics.manifold(reference.features, features, reference.radii, radii)
     shares = metrics.class_shares(probabilities)
-    return {
+    recognised: Row = {}
+    if labels is not None:
+        right = probabilities.argmax(1) == labels
+        recognised["label_accuracy"] = right.double().mean().item()
+    return recognised | {
         "fid": metrics.frechet_distance(reference.gaussian, metrics.gaussian(features)),
         "kid": metrics.kernel_distance(reference.features, features, reference.within),
         "sample_precision": near["precision"],
@@ -185,13 +205,16 @@ def evaluate_lanes(
     `score`; `named` has errors name the lane's seed."""
     L, like = len(lanes), reference.features
     noise = evaluation_noise(len(like), lanes[0].latent_size, like.device)
-    rows = []
+    rows, classes = [], lanes[0].classes
+    labels = asked_labels(len(like), classes, like.device) if classes else None
+    of_paths = asked_labels(PATHS * STEPS, classes, like.device, each=STEPS)  # one a path
     with full_float32():
-        paths = generate_lanes(generator, circles(lanes[0].latent_size, like.device), L)
-        images = generate_lanes(generator, noise, L)
+        paths = generate_lanes(generator, circles(lanes[0].latent_size, like.device), L, of_paths)
+        images = generate_lanes(generator, noise, L, labels)
         for lane, own, path in zip(lanes, images, paths, strict=True):
             try:
-                rows.append(score(own, reference) | {"path_length": path_length(path)})
+                scores = score(own, reference, labels)
+                rows.append(scores | {"path_length": path_length(path)})
             except FloatingPointError as error:
                 seed = f"seed {lane.seed}: " if named else ""
                 raise FloatingPointError(f"{seed}{error}") from None

@@ -6,7 +6,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from dcgan.evaluate import evaluation_noise, generate, great_circles
+from dcgan.evaluate import asked_labels, evaluation_noise, generate, great_circles
 from dcgan.models import Generator
 
 
@@ -27,16 +27,39 @@ def save_grid(images: Tensor, path: Path, columns: int | None = None) -> Path:
     return path
 
 
-def sample(generator: Generator, latent_size: int, count: int, seed: int | None = None) -> Tensor:
-    """`count` images (N, C, S, S): from the fixed evaluation noise, or from the noise of `seed`."""
+def sample(
+    generator: Generator,
+    latent_size: int,
+    count: int,
+    seed: int | None = None,
+    labels: Tensor | None = None,
+) -> Tensor:
+    """`count` images (N, C, S, S): from the fixed evaluation noise, or from the noise of `seed`. Of
+    a conditional G they are of the labels (N,), or of all classes in turn."""
     if seed is None:
-        return generate(generator, evaluation_noise(count, latent_size, torch.device("cpu")))
-    rng = torch.Generator().manual_seed(seed)
-    return generate(generator, torch.randn(count, latent_size, generator=rng))
+        noise = evaluation_noise(count, latent_size, torch.device("cpu"))
+    else:
+        rng = torch.Generator().manual_seed(seed)
+        noise = torch.randn(count, latent_size, generator=rng)
+    return generate(generator, noise, labels)
+
+
+def sample_grid(
+    generator: Generator, latent_size: int, count: int, seed: int | None = None
+) -> tuple[Tensor, int | None]:
+    """About `count` images to show, and how many to a row: of a conditional G a class to a row."""
+    if not generator.classes:
+        return sample(generator, latent_size, count, seed), None
+    columns = max(1, count // generator.classes)
+    count = columns * generator.classes
+    labels = asked_labels(count, generator.classes, torch.device("cpu"), each=columns)
+    return sample(generator, latent_size, count, seed, labels), columns
 
 
 def interpolate(generator: Generator, latent_size: int, steps: int, rows: int, seed: int) -> Tensor:
     """Strips of images along great circles between random noises. (rows * steps, C, S, S)"""
     rng = torch.Generator().manual_seed(seed)
     a, b = torch.randn(2, rows, latent_size, generator=rng)
-    return generate(generator, great_circles(a, b, steps).flatten(0, 1))
+    classes = getattr(generator, "classes", 0)
+    labels = asked_labels(rows * steps, classes, a.device, each=steps)
+    return generate(generator, great_circles(a, b, steps).flatten(0, 1), labels)

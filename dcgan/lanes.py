@@ -88,6 +88,21 @@ class BatchNorm(nn.BatchNorm2d):
         )
 
 
+class Projection(nn.Module):
+    """L inner products of features with their label's vector (Miyato and Koyama 2018, arXiv
+    1802.05637, equation 3): (N, L, I) and one-hot labels (N, L, K) to (N, L)."""
+
+    def __init__(self, lanes: int, inputs: int, classes: int) -> None:
+        super().__init__()
+        self.lanes = lanes
+        self.weight = nn.Parameter(torch.empty(lanes * classes, inputs))
+
+    def forward(self, x: Tensor, labels: Tensor) -> Tensor:
+        vectors = torch.einsum("nlk,lki->nli", labels, self.weight.unflatten(0, (self.lanes, -1)))
+        product: Tensor = (x * vectors).sum(2)
+        return product
+
+
 def spectral(weight: Tensor, left: Tensor, lanes: int, *, move: bool) -> Tensor:
     """Each lane's weight divided by its largest singular value (Miyato et al. 2018, arXiv
     1802.05957, algorithm 1), by a step of power iteration from `left` (L O), which is moved along

@@ -22,7 +22,7 @@ from torch import Tensor
 from dcgan import checkpoint, memory, precision
 from dcgan.augment import AUGMENTATIONS, noise_size, split_noise
 from dcgan.config import TrainConfig, check_lanes
-from dcgan.data import check_batch, load_split, to_unit_range
+from dcgan.data import check_batch, load_split, one_hot, to_unit_range
 from dcgan.evaluate import Reference, evaluate_lanes, load_reference, protocol
 from dcgan.graph import Graphed, side_by_side
 from dcgan.losses import LOSSES, gradient_penalty, smoothing
@@ -79,7 +79,7 @@ def train(
     source = config.source(data_dir, device)
     with memory.explained(lanes, device):
         check_batch(config.batch_size, source)
-        images = load_split(source, "train").images  # (all, C, S, S) uint8
+        images, labels = load_split(source, "train")  # (all, C, S, S) uint8, (all,)
         reference = load_reference(source, "validation")
         states = new_states(lanes, device)
     per_epoch = len(images) // config.batch_size * config.batch_size
@@ -89,7 +89,7 @@ def train(
         saved = restore(states, lanes, resume_from)
         rows, best = saved["rows"], saved["best"]
     groups = grouped(states)
-    updates = [make_update(group, images) for group in groups]
+    updates = [make_update(group, images, labels) for group in groups]
     peak_memory, saving = 0, 0.0
 
     for epoch in range(len(rows) // len(lanes) + 1, config.epochs + 1):
@@ -208,24 +208,33 @@ def draw_batches(group: Sequence[State], images: Tensor) -> Iterator[tuple[Tenso
         yield from zip(block, noise, strict=True)
 
 
-def make_update(group: Sequence[State], images: Tensor, *, graphed: bool = True) -> Update:
-    """The update of a group on its images: as a CUDA graph if `graphed`, where that can be."""
-    update = partial(update_group, group, images)
+def make_update(
+    group: Sequence[State], images: Tensor, labels: Tensor | None = None, *, graphed: bool = True
+) -> Update:
+    """The update of a group on its images (all, C, S, S), of which conditional nets need the labels
+    (all,): as a CUDA graph if `graphed`, where that can be."""
+    update = partial(update_group, group, images, labels=labels)
     config = group[0].config
     # a fused optimizer skips an update by itself where gradients overflow; else the scaler asks
     can = images.is_cuda and (config.precision != "float16" or config.optimizer == "adam")
     return Graphed(update) if can and graphed else update
 
 
-def update_group(group: Sequence[State], images: Tensor, index: Tensor, noise: Tensor) -> None:
+def update_group(
+    group: Sequence[State],
+    images: Tensor,
+    index: Tensor,
+    noise: Tensor,
+    labels: Tensor | None = None,
+) -> None:
     """One update of each state, on the images at its lanes' index (N, L) and with the numbers drawn
     for them (N, L (Z + 3 K))."""
     sizes = [len(state.lanes) for state in group]
     own = noise.shape[1] // sum(sizes)
     indices, noises = index.split(sizes, 1), noise.split([size * own for size in sizes], 1)
     calls = [
-        partial(update_both, state, images, *own)
-        for state, *own in zip(group, indices, noises, strict=True)
+        partial(update_both, state, images, at, drawn, labels)
+        for state, at, drawn in zip(group, indices, noises, strict=True)
     ]
     if len(calls) == 1:
         calls[0]()
@@ -233,21 +242,27 @@ def update_group(group: Sequence[State], images: Tensor, index: Tensor, noise: T
         side_by_side(calls, images.device)
 
 
-def update_both(state: State, images: Tensor, index: Tensor, drawn: Tensor) -> None:
+def update_both(
+    state: State, images: Tensor, index: Tensor, drawn: Tensor, labels: Tensor | None = None
+) -> None:
     """One update of D and one of G, on the images at index (N, L) and with the numbers drawn for
     them (N, L (Z + 3 K)); never waits for the device, but for float16's scalers with RMSprop."""
     G, D, config, device = state.generator, state.discriminator, state.config, images.device
     loss, augment = LOSSES[config.loss], AUGMENTATIONS[config.augment].apply
     noise, numbers = split_noise(drawn, config.augment, config.latent_size)
+    asked = None
+    if config.classes:
+        assert labels is not None
+        asked = one_hot(labels[index], config.classes)  # (N, L, K)
     batch = images[index].flatten(1, 2).contiguous(memory_format=state.layout)
     real = augment(to_unit_range(batch), numbers[0])  # (N, L C, S, S)
     with precision.autocast(config.precision, device):
-        fake = G(noise)  # (N, L C, S, S)
+        fake = G(noise, asked)  # (N, L C, S, S)
     seen = augment(fake.detach(), numbers[1])
     if config.penalty:
         real, seen = real.requires_grad_(), seen.requires_grad_()
     with precision.autocast(config.precision, device):
-        real_logits, fake_logits = D(real), D(seen)  # (N, L)
+        real_logits, fake_logits = D(real, asked), D(seen, asked)  # (N, L)
     loss_d = loss.discriminator(real_logits, fake_logits)  # (L,)
     if config.label_smoothing:
         loss_d = loss_d + smoothing(real_logits, config.label_smoothing)
@@ -258,8 +273,8 @@ def update_both(state: State, images: Tensor, index: Tensor, drawn: Tensor) -> N
 
     D.requires_grad_(False)  # G's update needs the gradient through D, not D's own
     with precision.autocast(config.precision, device):
-        logits = D(augment(fake, numbers[2]))  # (N, L)
-        opposite = D(real.detach()) if loss.paired else real_logits
+        logits = D(augment(fake, numbers[2]), asked)  # (N, L)
+        opposite = D(real.detach(), asked) if loss.paired else real_logits
     loss_g = loss.generator(opposite, logits)  # (L,)
     state.generator_optimizers.descend(loss_g)
     D.requires_grad_(True)

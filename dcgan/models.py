@@ -21,6 +21,7 @@ from dcgan.lanes import (
     Linear,
     PatchConv,
     PatchUpConv,
+    Projection,
     SpectralConv,
     SpectralLinear,
     ToMap,
@@ -32,8 +33,9 @@ GROUPED = WAYS["grouped"]
 
 
 class Generator(nn.Module):
-    """G: noise (N, L Z) to images (N, L C, S, S) in [-1, 1]: a projection, `depth` transposed
-    convolutions of stride 2, and `extra_convs` 3x3 blocks of stride 1 on the last hidden map."""
+    """G: noise (N, L Z), with one-hot labels (N, L, K) of a conditional net beside it, to images
+    (N, L C, S, S) in [-1, 1]: a projection, `depth` transposed convolutions of stride 2, and
+    `extra_convs` 3x3 blocks of stride 1 on the last hidden map."""
 
     def __init__(self, config: TrainConfig, lanes: int = 1, way: Way = GROUPED) -> None:
         super().__init__()
@@ -43,7 +45,7 @@ class Generator(nn.Module):
         width, *widths = (config.generator_width << stage for stage in reversed(range(depth)))
         layers: list[nn.Module] = [
             nn.Unflatten(1, (lanes, config.latent_size)),
-            Linear(lanes, config.latent_size, width * size**2, bias=False),
+            Linear(lanes, config.latent_size + config.classes, width * size**2, bias=False),
             ToMap(size, way.layout),  # (N, L W 2^(depth-1), M, M)
             BatchNorm(lanes * width),
             nn.ReLU(inplace=True),
@@ -59,9 +61,16 @@ class Generator(nn.Module):
         last = up_convolution(lanes, width, config.channels, size, sizes[-1], bias=True, kind=kind)
         self.layers = nn.Sequential(*layers, last, nn.Tanh())  # (N, L C, S, S)
 
-    def forward(self, noise: Tensor) -> Tensor:
-        images: Tensor = self.layers(noise)
-        return images
+        self.classes = config.classes
+
+    def forward(self, noise: Tensor, labels: Tensor | None = None) -> Tensor:
+        split, *others = self.layers
+        x: Tensor = split(noise)  # (N, L, Z)
+        if labels is not None:
+            x = torch.cat([x, labels.to(x.dtype)], 2)
+        for layer in others:
+            x = layer(x)
+        return x
 
 
 def up_convolution(
@@ -81,8 +90,8 @@ def up_convolution(
 
 
 class Discriminator(nn.Module):
-    """D: images (N, L C, S, S) to logits (N, L), positive for real: `depth` convolutions of stride
-    2 and a linear layer."""
+    """D: images (N, L C, S, S), with one-hot labels (N, L, K) of a conditional net, to logits
+    (N, L), positive for real: `depth` convolutions of stride 2 and a linear layer."""
 
     def __init__(self, config: TrainConfig, lanes: int = 1, way: Way = GROUPED) -> None:
         super().__init__()
@@ -90,19 +99,40 @@ class Discriminator(nn.Module):
         smallest = config.image_size >> depth
         widths = [narrowest << stage for stage in range(depth)]
         layers: list[nn.Module] = []
-        for inputs, outputs in pairwise([config.channels, *widths]):
+        maps = config.classes if config.conditional == "concat" else 0
+        for inputs, outputs in pairwise([config.channels + maps, *widths]):
             first = not layers
             layers.append(down_convolution(config, lanes, inputs, outputs, way, first=first))
             if config.discriminator_norm == "batch" and not first:
                 layers.append(BatchNorm(lanes * outputs))
             layers.append(nn.LeakyReLU(0.2, inplace=True))
         kind = SpectralLinear if config.discriminator_norm == "spectral" else Linear
-        linear = kind(lanes, widths[-1] * smallest**2, 1, bias=True)
-        self.layers = nn.Sequential(*layers, FromMap(lanes), linear)
+        features = widths[-1] * smallest**2
+        self.layers = nn.Sequential(*layers, FromMap(lanes), kind(lanes, features, 1, bias=True))
+        self.lanes, self.maps = lanes, maps
+        self.projection: Projection | None = None
+        if config.conditional == "projection":
+            self.projection = Projection(lanes, features, config.classes)
 
-    def forward(self, images: Tensor) -> Tensor:
-        logits: Tensor = self.layers(images)  # (N, L, 1)
-        return logits.squeeze(2)
+    def forward(self, images: Tensor, labels: Tensor | None = None) -> Tensor:
+        if labels is not None and self.maps:
+            images = with_maps(images, labels)
+        features: Tensor = self.layers[:-1](images)  # (N, L, F)
+        logits: Tensor = self.layers[-1](features).squeeze(2)
+        if labels is not None and self.projection is not None:
+            logits = logits + self.projection(features, labels.to(features.dtype))
+        return logits
+
+
+def with_maps(images: Tensor, labels: Tensor) -> Tensor:
+    """Images (N, L C, S, S) with a map of ones for each lane's label (N, L, K) and maps of zeros
+    for the other classes: (N, L (C + K), S, S), as the images are laid out."""
+    lanes, S = labels.shape[1], images.shape[-1]
+    maps = labels.to(images.dtype)[..., None, None].expand(-1, -1, -1, S, S)
+    joined = torch.cat([images.unflatten(1, (lanes, -1)), maps], 2).flatten(1, 2)
+    last = images.is_contiguous(memory_format=torch.channels_last)
+    layout = torch.channels_last if last else torch.contiguous_format
+    return joined.contiguous(memory_format=layout)
 
 
 def down_convolution(
@@ -122,7 +152,7 @@ def down_convolution(
 def initialise(net: nn.Module, rng: torch.Generator) -> None:
     """DCGAN's initial weights, drawn from `rng` on the CPU so that every device starts alike."""
     for layer in net.modules():
-        if isinstance(layer, nn.Linear | nn.Conv2d | nn.ConvTranspose2d):
+        if isinstance(layer, nn.Linear | nn.Conv2d | nn.ConvTranspose2d | Projection):
             layer.weight.normal_(0.0, 0.02, generator=rng)
         elif isinstance(layer, nn.BatchNorm2d):
             layer.weight.normal_(1.0, 0.02, generator=rng)

@@ -31,6 +31,8 @@ COLUMNS: Final[dict[str, str]] = {
     "the number of classes; higher is better",
     "confident_share": "share of generated images of whose class the classifier is sure "
     "(probability at least 0.9), 0 to 1",
+    "label_accuracy": "share of generated images that the classifier takes for the class that was "
+    "asked for, 0 to 1; of conditional nets alone",
     "sharpness": "high-frequency energy of generated over that of real images; below 1 is blurred, "
     "above is noisy",
     "digits_covered": "classes that make up at least 1 % of the generated images",
@@ -62,6 +64,7 @@ ADDED_SETTINGS: Final[dict[str, Any]] = {
     "penalty": 0.0,
     "discriminator_norm": "batch",
     "augment": "none",
+    "conditional": "none",
 }
 """Settings that earlier versions lack, and what they did."""
 
@@ -113,6 +116,8 @@ CONFIRM_FOLDER: Final = "confirm"  # the confirm stage, laid out like a search
 PARAMS_FILE: Final = "params.json"  # settings of each lane
 ROWS_FILE: Final = "result.json"  # JSON lines: a row per lane and epoch
 CHECKPOINT_FILE: Final = "checkpoint.pt"
+WEIGHTS_FILE: Final = "generator.safetensors"  # of an exported generator
+ONNX_FILE: Final = "generator.onnx"
 ERROR_FILE: Final = "error.txt"  # why the trial failed
 TEST_FILE: Final = "test.json"  # of the confirm stage: scores on the test split
 SAMPLES_FOLDER: Final = "samples"  # pictures from fixed noise

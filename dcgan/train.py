@@ -17,11 +17,13 @@ from dcgan.config import LANE_FIELDS, TrainConfig, read_lanes, replicate, write_
 from dcgan.data import check_batch
 from dcgan.evaluate import device_name
 from dcgan.files import write_rows
-from dcgan.images import sample, save_grid
+from dcgan.images import sample_grid, save_grid
 from dcgan.loop import train
 from dcgan.precision import default_device, unsupported
 from dcgan.schema import Row
 from dcgan.settings import check_bounds
+
+GRID = 64  # images of a sample grid, about
 
 
 def make_parser() -> cli.Parser:
@@ -216,8 +218,8 @@ def progress_line(rows: Sequence[Row], epochs: int, elapsed: float, done: int) -
 def draw_samples(out: Path, name: str, *, last: bool = False) -> tuple[Path, int]:
     """Draws a grid of the best epoch's generator, or the last one's; returns its path and epoch."""
     generator, config, epoch = checkpoint.load_generator(out, last=last)
-    images = sample(generator, config.latent_size, 64)
-    return save_grid(images, out / schema.SAMPLES_FOLDER / name), epoch
+    images, columns = sample_grid(generator, config.latent_size, GRID)
+    return save_grid(images, out / schema.SAMPLES_FOLDER / name, columns), epoch
 
 
 if __name__ == "__main__":

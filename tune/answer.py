@@ -10,7 +10,7 @@ from analysis.cli import rounded
 from dcgan import checkpoint
 from dcgan.config import read_lanes, write_lanes
 from dcgan.data import load_split, to_unit_range
-from dcgan.images import interpolate, sample, save_grid
+from dcgan.images import interpolate, sample_grid, save_grid
 from dcgan.schema import (
     BEST_FILE,
     CHECKPOINT_FILE,
@@ -65,7 +65,8 @@ def draw_samples(plan: Plan, trial: str) -> bool:
     try:
         plan.store.get(f"{trial}/{CHECKPOINT_FILE}")
         generator, config, _ = checkpoint.load_generator(folder / trial)
-        save_grid(sample(generator, config.latent_size, GRID), folder / "best.png")
+        images, columns = sample_grid(generator, config.latent_size, GRID)
+        save_grid(images, folder / "best.png", columns)
         strips = interpolate(generator, config.latent_size, STEPS, ROWS, seed=0)
         save_grid(strips, folder / "interpolation.png", STEPS)
         source = config.source(plan.data_dir, torch.device("cpu"))

@@ -16,8 +16,9 @@ def describe(plan: Plan, options: Options, site: Site) -> str:
     """The plan as a person reads it."""
     search, base = plan.search, plan.search.base
     size = f"{base.image_size} × {base.image_size}"
-    space = [f"{name:<18} {describe_axis(axis)}" for name, axis in search.axes.items()]
-    space += [f"{name:<18} follows {followed}" for name, followed in search.ties.items()]
+    wide = max(map(len, ("discriminator_lr", *search.axes, *search.ties))) + 2
+    space = [f"{name:<{wide}} {describe_axis(axis)}" for name, axis in search.axes.items()]
+    space += [f"{name:<{wide}} follows {followed}" for name, followed in search.ties.items()]
     metric = f"{METRIC} on validation: {COLUMNS[METRIC]}"
     if len(plan.objectives) > 1:
         metric = f"Pareto set of {', '.join(plan.objectives)}, on validation"

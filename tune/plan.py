@@ -229,9 +229,8 @@ def wanted_search(options: Options, device: str, precisions: tuple[str, ...]) ->
     num_trials = options.num_trials or int(usual)
     if num_trials > available:
         space = "grid" if sampler == "grid" else "space"
-        raise ValueError(
-            f"--num-trials is {num_trials}; the {space} of {search.name} has {available} settings"
-        )
+        holds = f"{available} setting{'s' * (available > 1)}"
+        raise ValueError(f"--num-trials is {num_trials}; the {space} of {search.name} has {holds}")
     epochs = search.base.epochs
     if options.confirm and options.confirm > num_trials:
         raise ValueError(

@@ -20,7 +20,7 @@ from tensorboardX import SummaryWriter
 from dcgan import checkpoint, memory
 from dcgan.config import TrainConfig, replicate, write_lanes
 from dcgan.files import replace, write_rows
-from dcgan.images import sample, save_grid
+from dcgan.images import sample_grid, save_grid
 from dcgan.loop import train
 from dcgan.schema import (
     BEST_SAMPLES,
@@ -168,8 +168,8 @@ class TrialFolder:
 
     def _draw(self, name: str, *, last: bool) -> None:
         generator, config, _ = checkpoint.load_generator(self.folder, last=last)
-        images = sample(generator, config.latent_size, GRID)
-        save_grid(images, self.folder / SAMPLES_FOLDER / name)
+        images, columns = sample_grid(generator, config.latent_size, GRID)
+        save_grid(images, self.folder / SAMPLES_FOLDER / name, columns)
 
 
 def mean_row(rows: Sequence[Row]) -> Row:

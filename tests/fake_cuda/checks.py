@@ -39,6 +39,8 @@ OBJECTIVES: list[dict[str, Any]] = [
     {"loss": "hinge", "discriminator_norm": "spectral", "augment": "translation"},
     {"loss": "least-squares", "penalty": 0.1},
     {"label_smoothing": 0.1},
+    {"conditional": "concat"},
+    {"conditional": "projection", "loss": "relativistic"},
 ]
 FORBIDDEN = ("UNSAFE", "LEAK", "SUSPECT", "INVALID")
 """Of an entry: what a capture does not allow, or would not see."""
@@ -102,7 +104,8 @@ def captures() -> None:
         images = images_of(config)
         states = new_states(lanes, D, way)
         (group,) = grouped(states)
-        update = make_update(group, images)
+        labels = torch.zeros(len(images), dtype=torch.int64, device=D)
+        update = make_update(group, images, labels)
         log.reset()
         train_epoch(group, images, update)
         found = log.counts()

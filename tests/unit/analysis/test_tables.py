@@ -92,6 +92,13 @@ def frame(tmp_path: Path) -> pd.DataFrame:
     return load_trials(make(tmp_path / "run", trials))
 
 
+def test_of_conditional_nets_what_was_recognised_stands_beside(frame: pd.DataFrame) -> None:
+    assert "label_accuracy" not in ranking(frame)
+    recognised = frame.assign(label_accuracy=frame["fid"] / 100)
+    table = ranking(recognised)
+    assert table["label_accuracy"].head(3).to_list() == [0.1, 0.12, 0.13]  # of the best epochs
+
+
 def test_a_comparison_by_hand(frame: pd.DataFrame) -> None:
     """Each trial had other settings, or the same again, so trials are the units."""
     found = compare(frame, "optimizer")

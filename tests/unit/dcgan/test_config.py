@@ -39,6 +39,7 @@ BASELINE = {
     "penalty": 0.0,
     "discriminator_norm": "batch",
     "augment": "none",
+    "conditional": "none",
     "optimizer": "adam",
     "generator_lr": 2e-4,
     "discriminator_lr": 2e-4,

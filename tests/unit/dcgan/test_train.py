@@ -86,6 +86,7 @@ OTHER: dict[str, Any] = {
     "penalty": 1.0,
     "discriminator_norm": "spectral",
     "augment": "translation",
+    "conditional": "projection",
     "optimizer": "rmsprop",
     "generator_lr": 1e-3,
     "discriminator_lr": 3e-4,

@@ -316,7 +316,7 @@ def test_without_a_gpu_auto_means_nothing(tmp_path: Path) -> None:
         (
             "baseline",
             "--sampler tpe --num-trials 2",
-            "--num-trials is 2; the space of baseline has 1 settings",
+            "--num-trials is 2; the space of baseline has 1 setting",
         ),
         (
             "hparams",
