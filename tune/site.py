@@ -9,10 +9,12 @@ import statistics
 import tempfile
 import threading
 import time
+from collections.abc import Callable
 from concurrent.futures import ProcessPoolExecutor
 from datetime import datetime
 from importlib.metadata import version
 from pathlib import Path
+from typing import Any, TypeVar
 
 import optuna
 import torch
@@ -38,6 +40,7 @@ from tune.options import Options
 from tune.plan import Packing, Site, wanted_search
 from tune.searches import Search, choices_of
 
+T = TypeVar("T")
 CPU_QUOTA = Path("/sys/fs/cgroup/cpu.max")
 SAMPLED_CONFIGS = 4  # of the space, whose epochs are timed
 TIMED_BATCH = 64  # images, at most: a large batch would take long on a CPU
@@ -71,6 +74,9 @@ def survey(options: Options) -> Site:
     data_dir = options.data_dir.expanduser().absolute() if options.data_dir else None
     if cluster:
         site = examine_cluster(options, data_dir, cluster)
+    elif torch.cuda.is_available():
+        # or this process would keep its part of the GPU as long as the search runs
+        site = apart(examine, options, data_dir or default_data_dir())
     else:
         site = examine(options, data_dir or default_data_dir())
     if isinstance(store, Mirror):
@@ -78,6 +84,12 @@ def survey(options: Options) -> Site:
     else:
         check_writable(store)
     return dataclasses.replace(site, store=store)
+
+
+def apart(function: Callable[..., T], *arguments: Any) -> T:
+    """Calls a function in a process of its own, which ends afterwards. Raises what it raises."""
+    with ProcessPoolExecutor(1, multiprocessing.get_context("spawn")) as pool:
+        return pool.submit(function, *arguments).result()
 
 
 def check_free(store: Store) -> None:

@@ -245,6 +245,16 @@ def packing() -> None:
     assert captured == {"False"}, captured
 
 
+def driver() -> None:
+    """What the driver asks a GPU takes nothing of it afterwards: it has no context."""
+    from tune import site
+
+    assert torch.cuda.is_available()
+    name = site.apart(torch.cuda.get_device_name)
+    assert name == "Fake H100", name
+    assert not torch.cuda.is_initialized()
+
+
 def out_of_memory() -> None:
     """Wherever memory ends, it is said, and nothing is left half captured."""
     believe()

@@ -25,6 +25,7 @@ CHECKS = (
     "evaluation",
     "lanes_evaluated",
     "packing",
+    "driver",
     "out_of_memory",
 )
 

@@ -1,6 +1,7 @@
 """What the machines can do: what is asked of them, and what is refused before a search starts."""
 
 import dataclasses
+import os
 import re
 import shlex
 from collections.abc import Callable
@@ -19,6 +20,7 @@ from tune.options import Options, from_flags, make_parser
 from tune.plan import Node, Packing, make_plan, wanted_search
 from tune.searches import SEARCHES, Search
 from tune.site import (
+    apart,
     check_free,
     check_writable,
     examine,
@@ -283,3 +285,12 @@ def test_as_many_trials_share_a_gpu_as_fit_and_pay(
         processes, trial_gib * GIB, 80 * GIB, probed, float(speeds[probed]), float(speeds[1])
     )
     assert found == expected
+
+
+def test_what_is_asked_apart_is_asked_in_another_process_which_ends() -> None:
+    other = apart(os.getpid)
+    assert other != os.getpid()
+    with pytest.raises(ProcessLookupError, match="No such process"):
+        os.kill(other, 0)
+    with pytest.raises(ValueError, match="could not convert string to float: 'x'"):
+        apart(float, "x")
