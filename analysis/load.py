@@ -16,6 +16,7 @@ from dcgan.schema import (
     ADDED_SETTINGS,
     COLUMNS,
     ERROR_FILE,
+    LABEL_COLUMNS,
     METRIC,
     OVER_LANES,
     PARAMS_FILE,
@@ -29,6 +30,7 @@ from dcgan.schema import (
 )
 from dcgan.store import Mirror
 
+KNOWN = COLUMNS | LABEL_COLUMNS
 RESULTS = [name for name in COLUMNS if name != "lane"]
 TEXTS = ("eval_split", "extractor", "device")
 INTEGERS = (
@@ -48,7 +50,7 @@ PROTOCOL = ["dataset", "image_size", "channels", "eval_split", "eval_samples", "
 """Columns that say what a score is a score of: only where all are equal do scores compare."""
 SAME = ("epoch", "images_seen", "eval_seed", "eval_samples", "fid_real", "threads", *TEXTS)
 """Results that all lanes of a trial share."""
-NO_SETTINGS = (*COLUMNS, STD, "run", "trial", "status", "error")
+NO_SETTINGS = (*KNOWN, STD, "run", "trial", "status", "error")
 """Columns of a frame that no setting is."""
 FILES = (SEARCH_FILE, STUDY_FILE, PARAMS_FILE, ROWS_FILE, ERROR_FILE)
 """What is read of a search and its trials."""
@@ -126,7 +128,7 @@ def over_lanes(frame: pd.DataFrame) -> pd.DataFrame:
     frame = _whole_epochs(frame.sort_values([*trials, "lane", "epoch"]), trials)
     table = frame.drop_duplicates(keys).drop(columns="lane")
     groups = frame.groupby(keys, dropna=False, sort=False)  # in the order of the table's rows
-    for name in set(RESULTS) - set(SAME):
+    for name in {*RESULTS, *(LABEL_COLUMNS.keys() & set(frame))} - set(SAME):
         how = OVER_LANES.get(name, "mean")
         table[name] = groups[name].agg(how, skipna=False).array
     alone = (table["lanes"] == 1) & table[METRIC].notna()
@@ -291,9 +293,9 @@ def _read_results(path: Path, lanes: int) -> dict[tuple[int, int], Row]:
     for number, line in enumerate(_read_lines(path), start=1):
         try:
             for row in _parse(line, lanes):
-                known = {name: row[name] for name in COLUMNS if name in row}
+                known = {name: row[name] for name in KNOWN if name in row}
                 results[int(row["lane"]), int(row["epoch"])] = known
-                unknown |= row.keys() - COLUMNS.keys()
+                unknown |= row.keys() - KNOWN.keys()
         except (ValueError, KeyError, TypeError, AttributeError) as error:
             message = f"{path}, line {number}, is damaged and left out: {error!r}"
             warnings.warn(message, stacklevel=6)

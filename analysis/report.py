@@ -27,6 +27,7 @@ from markupsafe import Markup, escape
 
 from analysis import charts, claims, cli, confirm, tables
 from analysis.load import (
+    KNOWN,
     PROTOCOL,
     is_trial,
     load_trials,
@@ -40,7 +41,6 @@ from dcgan.files import replace
 from dcgan.schema import (
     ANSWER_FILE,
     BEST_SAMPLES,
-    COLUMNS,
     CONFIRM_FOLDER,
     REPORT_FILE,
     SAMPLES_FOLDER,
@@ -370,7 +370,7 @@ def fill(report: Report, form: str, filters: Mapping[str, Callable[..., Any]], *
         "form": form,
         "made": made,
         "commands": commands,
-        "columns": COLUMNS,
+        "columns": KNOWN,
         "verdicts": VERDICTS,
     }
     return template.render(**context, report=report, groups=report.answer["groups"], **more)

@@ -23,7 +23,7 @@ from scipy.stats import hypergeom
 from analysis import cli
 from analysis.load import RESULTS, TEXTS, load_trials, local, over_lanes, read_search, settings_of
 from analysis.stats import Comparison, compare_blocks, compare_samples
-from dcgan.schema import METRIC, STATUSES, TABLE_FILE
+from dcgan.schema import LABEL_COLUMNS, METRIC, STATUSES, TABLE_FILE
 
 SHOWN = ("kid", "sample_coverage", "classifier_score", "digits_covered", "images_per_second")
 """Results of the best epoch that stand beside the metric in a ranking."""
@@ -126,8 +126,7 @@ def ranking(
     ranks = pd.Series(range(1, len(table) + 1), dtype="Int64")
     table["rank"] = ranks.mask(table["later"])
     columns = ["rank", *keys, "status", metric, "best_epoch", "epochs", *settings, *SHOWN]
-    if "label_accuracy" in table and table["label_accuracy"].notna().any():
-        columns.append("label_accuracy")  # of conditional nets
+    columns += [*(name for name in LABEL_COLUMNS if name in table)]
     columns += ["seconds", "peak_memory_mb", "error"]
     return table.reindex(columns=list(dict.fromkeys(columns)))
 

@@ -25,7 +25,7 @@ from PIL import Image
 
 from analysis import charts
 from analysis.importance import importance
-from analysis.load import STD, load_trials, over_lanes, settings_of, study_statuses
+from analysis.load import KNOWN, STD, load_trials, over_lanes, settings_of, study_statuses
 from dcgan.cli import one_line
 from dcgan.files import write_json
 from dcgan.schema import (
@@ -33,7 +33,6 @@ from dcgan.schema import (
     BEST_FILE,
     BEST_SAMPLES,
     CHECKPOINT_FILE,
-    COLUMNS,
     CONFIRM_FOLDER,
     METRIC,
     PARAMS_FILE,
@@ -381,7 +380,7 @@ class Tracker:
 
 def loggable(frame: pd.DataFrame) -> list[Row]:
     """What of each epoch can be a line in a chart: the numbers that are known."""
-    names = [name for name in (*COLUMNS, STD) if name in frame]
+    names = [name for name in (*KNOWN, STD) if name in frame]
     rows = frame[frame["epoch"].notna()][names].to_dict("records")
     return [
         {str(k): v for k, v in row.items() if isinstance(v, int | float) and pd.notna(v)}

@@ -182,7 +182,7 @@ def score(images: Tensor, reference: Reference, labels: Tensor | None = None) ->
     if labels is not None:
         right = probabilities.argmax(1) == labels
         recognised["label_accuracy"] = right.double().mean().item()
-    return recognised | {
+    return {
         "fid": metrics.frechet_distance(reference.gaussian, metrics.gaussian(features)),
         "kid": metrics.kernel_distance(reference.features, features, reference.within),
         "sample_precision": near["precision"],
@@ -195,6 +195,7 @@ def score(images: Tensor, reference: Reference, labels: Tensor | None = None) ->
         "digits_covered": metrics.classes_covered(shares),
         "digit_kl": metrics.kl_from_uniform(shares),
         "collapsed": metrics.collapsed(shares, reference.radii, radii),
+        **recognised,
     }
 
 

@@ -31,8 +31,6 @@ COLUMNS: Final[dict[str, str]] = {
     "the number of classes; higher is better",
     "confident_share": "share of generated images of whose class the classifier is sure "
     "(probability at least 0.9), 0 to 1",
-    "label_accuracy": "share of generated images that the classifier takes for the class that was "
-    "asked for, 0 to 1; of conditional nets alone",
     "sharpness": "high-frequency energy of generated over that of real images; below 1 is blurred, "
     "above is noisy",
     "digits_covered": "classes that make up at least 1 % of the generated images",
@@ -57,6 +55,12 @@ COLUMNS: Final[dict[str, str]] = {
     "device": "what the epoch ran on",
     "threads": "CPU threads that trained",
 }
+
+LABEL_COLUMNS: Final[dict[str, str]] = {
+    "label_accuracy": "share of generated images that the classifier takes for the class that was "
+    "asked for, 0 to 1; of conditional nets alone",
+}
+"""Columns that rows of conditional nets have, too."""
 
 ADDED_SETTINGS: Final[dict[str, Any]] = {
     "loss": "non-saturating",

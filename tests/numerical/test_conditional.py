@@ -1,7 +1,6 @@
 """Conditional nets: labels reach both of them, are asked for, recognised, drawn and saved."""
 
 import dataclasses
-import runpy
 import sys
 from pathlib import Path
 from typing import Any
@@ -11,6 +10,7 @@ import pytest
 import torch
 from PIL import Image
 
+import dcgan.sample
 from dcgan import checkpoint
 from dcgan.config import CONDITIONS, TrainConfig, replicate
 from dcgan.data import load_split, one_hot
@@ -18,7 +18,7 @@ from dcgan.evaluate import asked_labels, evaluate, evaluation_noise, generate, l
 from dcgan.images import interpolate, sample_grid, save_grid
 from dcgan.loop import make_update, train, train_epoch
 from dcgan.models import build
-from dcgan.schema import Row
+from dcgan.schema import COLUMNS, LABEL_COLUMNS, Row
 from dcgan.state import new_state, new_states
 from dcgan.yardstick import extract, load_yardstick
 
@@ -106,6 +106,7 @@ def test_a_run_goes_on_bit_for_bit(kind: str, tmp_path: Path) -> None:
     again = train(
         [config], report=ignore, checkpoint_dir=tmp_path / "two", resume_from=tmp_path / "two"
     )
+    assert all(row.keys() == COLUMNS.keys() | LABEL_COLUMNS.keys() for row in rows)
     for name in ("fid", "generator_loss", "label_accuracy"):
         assert [row[name] for row in again] == [row[name] for row in rows]
 
@@ -160,7 +161,7 @@ def test_a_label_is_drawn_from_the_command_line(
         monkeypatch.setattr(sys, "argv", ["sample", *map(str, arguments)])
         code = 0
         try:
-            runpy.run_module("dcgan.sample", run_name="__main__")
+            dcgan.sample.main()
         except SystemExit as ended:
             code = int(ended.code or 0)
         return code, capsys.readouterr().err

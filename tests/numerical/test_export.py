@@ -3,7 +3,6 @@
 import dataclasses
 import json
 import re
-import runpy
 import sys
 from pathlib import Path
 from typing import Any
@@ -15,6 +14,7 @@ import pytest
 import safetensors.torch
 import torch
 
+import dcgan.sample
 from dcgan import checkpoint
 from dcgan.config import TrainConfig, read_lanes
 from dcgan.evaluate import generate
@@ -94,7 +94,7 @@ def test_samples_are_drawn_from_it_as_from_the_run(
         out = tmp_path / f"{number}.png"
         arguments = ["sample", str(folder), "--seed", "3", "--count", "9", "--out", str(out)]
         monkeypatch.setattr(sys, "argv", arguments)
-        runpy.run_module("dcgan.sample", run_name="__main__")
+        dcgan.sample.main()
     assert (tmp_path / "0.png").read_bytes() == (tmp_path / "1.png").read_bytes()
 
 
