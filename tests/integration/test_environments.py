@@ -91,15 +91,15 @@ def test_a_search_that_may_only_be_read_is_read(undisturbed: Path, tmp_path: Pat
             assert done.returncode == 0, done.stderr
             assert said in done.stderr
             assert done.stdout.strip()
-        done = command(["-m", "analysis.report", str(folder)], tmp_path)
+        done = command(["-m", "analysis.report", str(folder)], tmp_path, **ODD)
         assert done.returncode == 2
         assert "The best trial is trial_000" in done.stdout
         said = f"no report is written to {folder} (Read-only file system); name another folder"
         assert said in done.stderr
-        done = command(["-m", "analysis.report", str(folder), "--out", "page"], tmp_path)
+        done = command(["-m", "analysis.report", str(folder), "--out", "page"], tmp_path, **ODD)
         assert done.returncode == 0, done.stderr
         assert (tmp_path / "page" / REPORT_FILE).is_file()
-        done = command(["-m", "tune.run", *resume(folder)], tmp_path)
+        done = command(["-m", "tune.run", *resume(folder)], tmp_path, **ODD)
         assert done.returncode == 2
         assert "Read-only file system" in done.stderr
         assert done.stderr.count("\n") == 1
