@@ -62,11 +62,12 @@ def load_trials(path: str | Path | Sequence[str | Path]) -> pd.DataFrame:
 
     Columns: `trial` (folder name), `status` (see `dcgan.schema.STATUSES`), `error` (last line of
     the error, if it failed), `lanes` (how many the trial trains side by side), the settings of the
-    lane's own `TrainConfig`, and the columns of `dcgan.schema.COLUMNS`. A trial without any
+    lane's own `TrainConfig`, the columns of `dcgan.schema.COLUMNS`, and those of `LABEL_COLUMNS` if
+    a trial has them. A trial without any
     finished epoch has one row, of its first lane, whose `epoch` and results are missing. Rows are
     sorted by run, trial, lane and epoch; an epoch trained twice, after a crash, counts once.
-    Of several runs the first column is `run`: the folder's name, or the path as given
-    where two have the same name.
+    Of several runs the first column is `run`: the folder's name, or the path as given where two
+    have the same name.
 
     A damaged row or file is skipped, and a column that is not known left out, with a warning that
     names it; the rest is loaded. Rows of earlier versions, which kept means over replicas and each

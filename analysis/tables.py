@@ -126,7 +126,7 @@ def ranking(
     ranks = pd.Series(range(1, len(table) + 1), dtype="Int64")
     table["rank"] = ranks.mask(table["later"])
     columns = ["rank", *keys, "status", metric, "best_epoch", "epochs", *settings, *SHOWN]
-    columns += [*(name for name in LABEL_COLUMNS if name in table)]
+    columns += [name for name in LABEL_COLUMNS if name in table]
     columns += ["seconds", "peak_memory_mb", "error"]
     return table.reindex(columns=list(dict.fromkeys(columns)))
 

@@ -81,7 +81,7 @@ class BenchOptions:
     out: Path | None = None
     """Folder of the answers of `--qualify`, kept one by one."""
     minutes: float = 8.0
-    """Time that `--qualify` takes at most before it ends, minutes."""
+    """Time after which `--qualify` begins no further answer, minutes."""
 
     def __post_init__(self) -> None:
         check_settings(self, flag_name)

@@ -61,7 +61,7 @@ def export(run: Path, out: Path, *, last: bool = False) -> list[Path]:
 
     Raises:
         FileNotFoundError: there is no checkpoint, or a search has no answer yet.
-        ValueError: the checkpoint is damaged.
+        ValueError: the checkpoint or the search's answer is damaged, or the latter names no trial.
         OSError: a package of the extra is missing, or the folder cannot be written.
     """
     confirmed: dict[str, Any] = {}
@@ -88,8 +88,14 @@ def best_of_search(folder: Path) -> tuple[Path, dict[str, Any]]:
             f"{folder} has no {ANSWER_FILE} yet, which names its best trial; make it by "
             f"python -m analysis.report, or name the folder of a trial"
         )
-    best = json.loads(file.read_text(encoding="utf-8"))["groups"][0]["best"]
-    return folder / best["trial"], best.get("confirmed") or {}
+    try:
+        best = json.loads(file.read_text(encoding="utf-8"))["groups"][0]["best"]
+        return folder / best["trial"], best.get("confirmed") or {}
+    except (ValueError, KeyError, IndexError, TypeError) as error:
+        raise ValueError(
+            f"{file} is damaged, or no trial has finished ({error!r}); make it again by python -m "
+            f"analysis.report, or name the folder of a trial"
+        ) from error
 
 
 def as_safetensors(generator: Generator) -> bytes:
@@ -153,8 +159,7 @@ def needed(package: str) -> Iterator[None]:
 def row_of(run: Path, config: TrainConfig, epoch: int) -> Row:
     """The row of a generator's epoch and lane."""
     saved = checkpoint.load(run)
-    seeds = [lane["seed"] for lane in saved["lanes"]]
-    lane = seeds.index(config.seed)
+    lane = [TrainConfig.from_dict(settings) for settings in saved["lanes"]].index(config)
     (row,) = (row for row in saved["rows"] if (row["lane"], row["epoch"]) == (lane, epoch))
     return dict(row)
 

@@ -56,10 +56,20 @@ def sample_grid(
     return sample(generator, latent_size, count, seed, labels), columns
 
 
-def interpolate(generator: Generator, latent_size: int, steps: int, rows: int, seed: int) -> Tensor:
-    """Strips of images along great circles between random noises. (rows * steps, C, S, S)"""
+def interpolate(
+    generator: Generator,
+    latent_size: int,
+    steps: int,
+    rows: int,
+    seed: int,
+    label: int | None = None,
+) -> Tensor:
+    """Strips of images along great circles between random noises; of a conditional G each of one
+    class, which is `label` or the next in turn. (rows * steps, C, S, S)"""
     rng = torch.Generator().manual_seed(seed)
     a, b = torch.randn(2, rows, latent_size, generator=rng)
     classes = getattr(generator, "classes", 0)
     labels = asked_labels(rows * steps, classes, a.device, each=steps)
+    if label is not None:
+        labels.fill_(label)
     return generate(generator, great_circles(a, b, steps).flatten(0, 1), labels)

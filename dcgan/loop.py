@@ -204,8 +204,8 @@ def draw_batches(group: Sequence[State], images: Tensor) -> Iterator[tuple[Tenso
     for block in torch.split(indices, NOISE_BATCHES):
         shape = (len(block), N, size)
         draws = [torch.randn(shape, generator=rng, device=device) for rng in rngs]
-        noise = torch.stack(draws, 2).flatten(2)  # (B, N, L Z)
-        yield from zip(block, noise, strict=True)
+        drawn = torch.stack(draws, 2).flatten(2)  # (B, N, L (Z + 3 K))
+        yield from zip(block, drawn, strict=True)
 
 
 def make_update(

@@ -109,16 +109,19 @@ class Discriminator(nn.Module):
         kind = SpectralLinear if config.discriminator_norm == "spectral" else Linear
         features = widths[-1] * smallest**2
         self.layers = nn.Sequential(*layers, FromMap(lanes), kind(lanes, features, 1, bias=True))
-        self.lanes, self.maps = lanes, maps
+        self.maps, self.layout = maps, way.layout
         self.projection: Projection | None = None
         if config.conditional == "projection":
             self.projection = Projection(lanes, features, config.classes)
 
     def forward(self, images: Tensor, labels: Tensor | None = None) -> Tensor:
         if labels is not None and self.maps:
-            images = with_maps(images, labels)
-        features: Tensor = self.layers[:-1](images)  # (N, L, F)
-        logits: Tensor = self.layers[-1](features).squeeze(2)
+            images = with_maps(images, labels).contiguous(memory_format=self.layout)
+        *others, linear = self.layers
+        features = images
+        for layer in others:
+            features = layer(features)  # (N, L, F) at last
+        logits: Tensor = linear(features).squeeze(2)
         if labels is not None and self.projection is not None:
             logits = logits + self.projection(features, labels.to(features.dtype))
         return logits
@@ -126,13 +129,10 @@ class Discriminator(nn.Module):
 
 def with_maps(images: Tensor, labels: Tensor) -> Tensor:
     """Images (N, L C, S, S) with a map of ones for each lane's label (N, L, K) and maps of zeros
-    for the other classes: (N, L (C + K), S, S), as the images are laid out."""
+    for the other classes: (N, L (C + K), S, S)."""
     lanes, S = labels.shape[1], images.shape[-1]
     maps = labels.to(images.dtype)[..., None, None].expand(-1, -1, -1, S, S)
-    joined = torch.cat([images.unflatten(1, (lanes, -1)), maps], 2).flatten(1, 2)
-    last = images.is_contiguous(memory_format=torch.channels_last)
-    layout = torch.channels_last if last else torch.contiguous_format
-    return joined.contiguous(memory_format=layout)
+    return torch.cat([images.unflatten(1, (lanes, -1)), maps], 2).flatten(1, 2)
 
 
 def down_convolution(

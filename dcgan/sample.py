@@ -33,7 +33,10 @@ def main() -> None:
     text = "a checkpoint.pt, or a folder that holds one or was written by dcgan.export"
     add("checkpoint", type=Path, help=text)
     add("--out", type=Path, default=Path("samples.png"), help="PNG to write (default: samples.png)")
-    text = "images in the grid, or strips to interpolate (default: 64)"
+    text = (
+        "images in the grid, of a conditional generator about as many, or strips to interpolate "
+        "(default: 64)"
+    )
     add("--count", type=int, default=64, help=text)
     text = "draw strips of STEPS images between two noises"
     add("--interpolate", type=int, metavar="STEPS", help=text)
@@ -54,7 +57,8 @@ def main() -> None:
         if args.label is not None:
             check_label(args.label, config)
         if steps:
-            images = interpolate(generator, size, steps, args.count, args.seed or 0)
+            seed = args.seed or 0
+            images = interpolate(generator, size, steps, args.count, seed, args.label)
         elif args.label is not None:
             labels = torch.full((args.count,), args.label)
             images = sample(generator, size, args.count, args.seed, labels)

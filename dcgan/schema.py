@@ -14,9 +14,9 @@ COLUMNS: Final[dict[str, str]] = {
     "epoch": "epochs finished, counted from 1",
     "images_seen": "real training images that the lane has used so far (whole batches only)",
     # Training, means over the epoch's batches
-    "generator_loss": "generator's loss (non-saturating: -log D(G(z))), nats",
-    "discriminator_loss": "discriminator's loss (non-saturating: -log D(x) - log(1 - D(G(z)))), "
-    "nats",
+    "generator_loss": "generator's loss; non-saturating: -log D(G(z)), nats",
+    "discriminator_loss": "discriminator's loss with its penalties; non-saturating: -log D(x) - "
+    "log(1 - D(G(z))), nats",
     "d_real": "mean D(x): probability given to real images",
     "d_fake": "mean D(G(z)) before D's update: probability given to generated images",
     # Quality of generated images, on the features and predictions of the yardstick

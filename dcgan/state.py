@@ -23,7 +23,7 @@ LOOP_STREAM = 1  # of order and noise; stream 0, the seed itself, draws the weig
 MEANS = ("generator_loss", "discriminator_loss", "d_real", "d_fake")
 CPU_WIDTH = 32  # channels of all lanes that a CPU trains as one network
 
-NETS = {"generator", "discriminator", "average"}
+NETS = ("generator", "discriminator", "average")
 OPTIMIZERS = ("generator_optimizers", "discriminator_optimizers")
 
 
@@ -126,7 +126,7 @@ def regroup(saved: Sequence[Mapping[str, Any]], sizes: Sequence[int]) -> list[di
         count = len(content["rngs"])
         for lane in range(count):
             own = dict(content)
-            for name in NETS & content.keys():
+            for name in [net for net in NETS if net in content]:
                 own[name] = split_lane(content[name], lane, count)
             for name in (*OPTIMIZERS, "rngs"):
                 own[name] = content[name][lane : lane + 1]
@@ -135,7 +135,7 @@ def regroup(saved: Sequence[Mapping[str, Any]], sizes: Sequence[int]) -> list[di
     for size in sizes:
         group, lanes = lanes[:size], lanes[size:]
         joined = dict(group[0])
-        for name in NETS & joined.keys():
+        for name in [net for net in NETS if net in joined]:
             joined[name] = join_lanes([own[name] for own in group])
         for name in (*OPTIMIZERS, "rngs"):
             joined[name] = [one for own in group for one in own[name]]

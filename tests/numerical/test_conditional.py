@@ -145,6 +145,9 @@ def test_grids_have_a_class_to_a_row() -> None:
     assert asked_labels(60, 10, CPU, each=6).view(10, 6).T[0].tolist() == list(range(10))
     strips = interpolate(generator, 100, steps=4, rows=3, seed=0)
     assert strips.shape == (12, 1, 16, 16)
+    ones = interpolate(generator, 100, steps=4, rows=3, seed=0, label=1)
+    assert torch.equal(ones[4:8], strips[4:8])  # the second strip was of class 1
+    assert not torch.equal(ones[:4], strips[:4])
     plain = build([TINY])[0]
     images, none = sample_grid(plain, 100, 64)
     assert (len(images), none) == (64, None)

@@ -142,6 +142,30 @@ def test_of_a_search_it_is_the_best_trial_with_its_interval(run: Path, tmp_path:
     assert read_lanes(tmp_path / "out") == [checkpoint.load_generator(trial)[1]]
 
 
+def test_a_lane_is_known_by_all_its_settings(tmp_path: Path) -> None:
+    """Lanes of one seed that differ in their rates have rows of their own."""
+    lanes = [TINY, dataclasses.replace(TINY, generator_lr=1e-4, discriminator_lr=1e-5)]
+    train(lanes, report=lambda row: None, checkpoint_dir=tmp_path / "run")
+    saved = checkpoint.load(tmp_path / "run")
+    _, config, epoch = checkpoint.load_generator(tmp_path / "run")
+    export(tmp_path / "run", tmp_path / "out")
+    card = (tmp_path / "out" / "README.md").read_text(encoding="utf-8")
+    (row,) = (
+        row for row in saved["rows"] if row["epoch"] == epoch and row["lane"] == lanes.index(config)
+    )
+    assert f"| fid | {row['fid']:.4g} |" in card
+
+
+@pytest.mark.parametrize(
+    "answer", ["", "[]", "{}", '{"groups": []}', '{"groups": [{"best": null}]}']
+)
+def test_an_answer_that_names_no_trial_is_said(answer: str, tmp_path: Path) -> None:
+    (tmp_path / "search.json").write_text("{}")
+    (tmp_path / ANSWER_FILE).write_text(answer)
+    with pytest.raises(ValueError, match=r"answer\.json is damaged, or no trial has finished"):
+        export(tmp_path, tmp_path / "out")
+
+
 def test_what_is_damaged_is_said(exported: Path, tmp_path: Path) -> None:
     for name in ("params.json", "generator.safetensors"):
         (tmp_path / name).write_bytes((exported / name).read_bytes())
