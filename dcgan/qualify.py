@@ -33,6 +33,7 @@ LANES = (1, 8)
 EPOCHS = 3  # of which the first is not counted: libraries warm up
 WHOLE = 25  # epochs
 TESTS = Path(__file__).parents[1] / "tests" / "numerical" / "test_gpu.py"
+TESTS_SECONDS = 480  # that the tests may take
 KERNELS = 12  # of an update, that take longest
 SAME = ("device", "versions", "dataset")
 """Of the conditions: what answers in one file have in common."""
@@ -124,7 +125,12 @@ def questions(
 def run_tests() -> Cell:
     """Runs the tests that need a GPU."""
     command = [sys.executable, "-m", "pytest", "-q", "-m", "gpu", str(TESTS)]
-    done = subprocess.run(command, capture_output=True, text=True, cwd=TESTS.parents[2])
+    try:
+        done = subprocess.run(
+            command, capture_output=True, text=True, cwd=TESTS.parents[2], timeout=TESTS_SECONDS
+        )
+    except subprocess.TimeoutExpired:
+        return {"passed": False, "said": f"not done in {TESTS_SECONDS} s", "failed": []}
     lines = done.stdout.strip().splitlines()
     failed = [line for line in lines if line.startswith(("FAILED", "ERROR"))]
     said = lines[-1] if lines else done.stderr[-500:]
