@@ -118,8 +118,10 @@ def record(plan: Plan, options: Options, site: Site) -> dict[str, Any]:
     A search to resume keeps its record, but for the options that a person has changed.
     """
     if options.resume:
-        asked = {"options": options.saved(), "num_trials": plan.num_trials, "points": plan.points}
-        return read_record(plan.store) | asked
+        kept, asked = read_record(plan.store), options.saved()
+        if plan.num_trials == kept["num_trials"]:  # nobody has asked for another number
+            asked["num_trials"] = kept["options"]["num_trials"]
+        return kept | {"options": asked, "num_trials": plan.num_trials, "points": plan.points}
     search = plan.search
     settled = {"preset": wanted_preset(options, site.device).name}
     if site.packing and not site.address:

@@ -171,6 +171,23 @@ def test_what_cannot_work_is_refused_with_where_it_came_from(
     assert not (tmp_path / "s").exists()
 
 
+def test_where_data_lie_is_a_matter_of_each_command(
+    tmp_path: Path, search_in_process: Callable[..., Any]
+) -> None:
+    """A search whose data are moved goes on, by the flag or the variable; its record names no
+    folder. (The package's digits, which need no folder: full MNIST cannot be had here.)"""
+    old, new = tmp_path / "old", tmp_path / "new"
+    begun = search_in_process(search="baseline", epochs=1, data_dir=old)
+    assert begun.code == 0, begun.output
+    record = (begun.folder / SEARCH_FILE).read_text()
+    assert str(old) not in record
+    words = ["-m", "tune.run", "--resume", "s", "--storage", str(tmp_path), "--no-report"]
+    for flags, variables in ((["--data-dir", str(new)], {}), ([], {"DCGAN_DATA_DIR": str(new)})):
+        done = command([*words, *flags], tmp_path, **ODD, **variables)
+        assert done.returncode == 0, done.stderr
+        assert (begun.folder / SEARCH_FILE).read_text() == record
+
+
 def test_more_trials_go_on_with_the_same_study(
     undisturbed: Path, tmp_path: Path, search_in_process: Callable[..., Any]
 ) -> None:
