@@ -7,7 +7,6 @@ It is what `torch.save` writes: a zip archive, which has a CRC of each of its re
 alone would read most damage in silence; `load` checks them first, and executes no code.
 """
 
-import dataclasses
 import io
 import pickle
 import struct
@@ -24,10 +23,9 @@ from dcgan.files import replace
 from dcgan.lanes import split_lane
 from dcgan.models import Generator
 from dcgan.schema import CHECKPOINT_FILE, WEIGHTS_FILE, Row
-from dcgan.yardstick import unpack
+from dcgan.weights import unpack
 
 VERSION = 4
-DEFAULTS = {field.name: field.default for field in dataclasses.fields(TrainConfig)}
 # what zipfile raises at damaged headers
 DAMAGE = (zipfile.BadZipFile, zlib.error, struct.error, OSError, ValueError, EOFError, RuntimeError)
 
@@ -123,12 +121,13 @@ def check_same_run(path: Path | str, content: dict[str, Any], lanes: Sequence[Tr
         raise ValueError(
             f"{path} belongs to another config: it has {len(saved)} lanes, not {len(lanes)}"
         )
-    for was, lane in zip(saved, lanes, strict=True):
+    for own, lane in zip(saved, lanes, strict=True):
+        # what a later version has added was as it is by default
+        was = TrainConfig.from_dict(own).to_dict()
         differing = [
-            f"{name} was {was.get(name, DEFAULTS[name])!r}, is {value!r}"
+            f"{name} was {was[name]!r}, is {value!r}"
             for name, value in lane.to_dict().items()
-            # what a later version has added was as it is by default
-            if name != "epochs" and was.get(name, DEFAULTS[name]) != value
+            if name != "epochs" and was[name] != value
         ]
         if differing:
             raise ValueError(

@@ -58,7 +58,7 @@ def add_flags(
             options["dest"] = field.name
             options["action"] = "store_false" if field.default else "store_true"
         elif choices is not None:
-            options |= {"type": kind, "choices": tuple(choices)}
+            options |= {"type": kind, "choices": choices}
         else:
             options["metavar"] = field.metadata.get("metavar") or METAVARS[kind]
             options |= {"action": "append"} if kind is tuple else {"type": kind}

@@ -20,6 +20,7 @@ from dcgan.augment import AUGMENTATIONS
 from dcgan.data import DATASETS, Source
 from dcgan.files import write_json
 from dcgan.losses import LOSSES
+from dcgan.pictures import PREFIX, whole_name
 from dcgan.schema import PARAMS_FILE
 from dcgan.settings import check_bounds, check_settings, setting
 
@@ -33,6 +34,7 @@ LANE_FIELDS = ("seed", *RATES, "beta1", "beta2")
 MOST_SEED = 2**32 - 1
 MOST_EPOCHS = 100_000
 MOST_LANES = 64
+MOST_CLASSES = 10_000
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -40,13 +42,15 @@ class TrainConfig:
     """One training run, complete: with the code and the device it determines every number."""
 
     dataset: str = setting("mnist", choices=DATASETS)
-    """Data set: `mnist` (50,000/10,000/10,000 digits) or `mnist-mini` (8,000/2,000/2,000 of them,
-    in the package)."""
+    """Data set: `mnist-mini` (8,000/2,000/2,000 digits, in the package), another one that is
+    downloaded once (docs/files.md), or `folder:PATH`, your own pictures."""
     image_size: int = 0
     """Height and width of the images, pixels: a multiple of 4 from 16 to 128; 0 takes the data
     set's own."""
     channels: int = setting(0, choices=(0, 1, 3))
     """Image channels: 1 (grey) or 3 (colour); 0 takes the data set's own."""
+    classes: int = setting(-1, least=-1, most=MOST_CLASSES)
+    """Classes of the labels, 0 where there are none; -1 takes the data set's own."""
     latent_size: int = setting(100, least=1, most=4096)
     """Length of the noise vector z, standard normal."""
     generator_depth: int = 2
@@ -100,9 +104,7 @@ class TrainConfig:
 
     def __post_init__(self) -> None:
         check_settings(self)
-        own = DATASETS[self.dataset]
-        object.__setattr__(self, "image_size", self.image_size or own.size)
-        object.__setattr__(self, "channels", self.channels or own.channels)
+        self._take_from_data()
         if self.image_size % 4 or not 16 <= self.image_size <= 128:
             raise ValueError(
                 f"image_size is {self.image_size}; "
@@ -125,6 +127,20 @@ class TrainConfig:
             if not 0 <= decay < 1:
                 raise ValueError(f"{name} is {decay}; allowed is 0 up to, not including, 1")
 
+    def _take_from_data(self) -> None:
+        """Fills in what the data set decides. A folder is looked into only as far as it is needed:
+        results are read where it is not, too."""
+        if self.dataset.startswith(PREFIX):
+            object.__setattr__(self, "dataset", whole_name(self.dataset))
+            if self.image_size and self.channels and self.classes >= 0:
+                return
+        own = DATASETS[self.dataset]
+        if self.classes not in (-1, own.classes):
+            raise ValueError(f"classes is {self.classes}; {self.dataset} has {own.classes}")
+        object.__setattr__(self, "image_size", self.image_size or own.size)
+        object.__setattr__(self, "channels", self.channels or own.channels)
+        object.__setattr__(self, "classes", own.classes)
+
     @classmethod
     def from_dict(cls, values: Mapping[str, Any]) -> Self:
         """Builds a config from names and values; ValueError at a key that is no field, too."""
@@ -140,9 +156,9 @@ class TrainConfig:
         return dataclasses.asdict(self)
 
     @property
-    def classes(self) -> int:
-        """Classes of the labels that both nets are given; 0 if they are given none."""
-        return 0 if self.conditional == "none" else DATASETS[self.dataset].classes
+    def label_size(self) -> int:
+        """Length of the label's vector that both nets are given; 0 if they are given none."""
+        return 0 if self.conditional == "none" else self.classes
 
     def source(self, data_dir: Path | str | None, device: torch.device) -> Source:
         """Where its images come from, and the device they are kept on."""
@@ -152,6 +168,11 @@ class TrainConfig:
 
 def check_objective(config: TrainConfig) -> None:
     """Refuses regularisers out of bounds, and those that do not go with a loss or precision."""
+    if config.conditional != "none" and config.classes < 2:
+        raise ValueError(
+            f"conditional is {config.conditional}, but {config.dataset} has no classes; give a "
+            f"data set with labels, or a folder with a subfolder for each class"
+        )
     check_bounds("label_smoothing", config.label_smoothing, 0, 0.5)
     check_bounds("penalty", config.penalty, 0, 1000)
     if config.label_smoothing and not LOSSES[config.loss].labels:

@@ -7,40 +7,32 @@ Shapes: N images, C channels, S pixels a side, H pixels a side as the data set h
 """
 
 import functools
-import gzip
 import hashlib
 import io
 import lzma
 import os
-import shutil
-import socket
-import zlib
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
 import torch
-from filelock import FileLock
 from numpy.typing import NDArray
 from torch import Tensor
 from torch.nn import functional as F
+
+from dcgan.downloads import load_mnist, load_public
+from dcgan.pictures import PREFIX, Pictures, decode, find, folder_path, load_folder, probe
 
 SPLITS = ("train", "validation", "test")
 DATA_DIR_VARIABLE = "DCGAN_DATA_DIR"
 
 MINI_PATH = Path(__file__).parent / "assets" / "mnist_mini.npz.xz"
 MINI_SHA256 = "1f38ffd64fc39553899794bf374bd24b54fd98672be571b93d3d27e663398962"
-MNIST_VALIDATION = 10_000  # the last images of the training file, always the same ones
-MNIST_SHA256 = {
-    "train-images-idx3-ubyte": "ba891046e6505d7aadcbbe25680a0738ad16aec93bde7f9b65e87a2fc25776db",
-    "train-labels-idx1-ubyte": "65a50cbbf4e906d70832878ad85ccda5333a97f0f4c3dd2ef09a8a9eef7101c5",
-    "t10k-images-idx3-ubyte": "0fa7898d509279e482958e8ce81c8e77db3f2f8254e26661ceb7762c4d494ce7",
-    "t10k-labels-idx1-ubyte": "ff7bcfd416de33731a308c3f266cc351222c34898ecbeaf847f06e48f7ec33f2",
-}
-LOCK = "mnist.lock"
-# Without it, a network that swallows packets stalls the start for many minutes.
-DOWNLOAD_TIMEOUT_SECONDS = 20.0
+OWN_PICTURES = "pictures of the person who trained it, whose licence is theirs to say"
+LEAST_IMAGES = 10  # of a split: the metrics look at five neighbours
+RESIDENT_SHARE = 0.5  # of a GPU's free memory that training images may take
 
 Arrays = dict[str, NDArray[np.uint8]]
 
@@ -48,18 +40,19 @@ Arrays = dict[str, NDArray[np.uint8]]
 class Dataset(NamedTuple):
     """A data set: how a split of it is loaded from files under a folder, and what it holds."""
 
-    # images (N, C, H, H) or (N, H, H), uint8, and labels (N,)
-    load: Callable[[str, Path], tuple[Tensor, Tensor]]
+    # images (N, C, H, H) or (N, H, H), uint8, or files of pictures; labels (N,)
+    load: Callable[[str, Path], tuple[Tensor | Pictures, Tensor]]
     size: int  # H: the default of `image_size`
     channels: int  # C: the default of `channels`
-    classes: int
+    classes: int  # 0 without labels
     licence: str = "licence unknown"
+    yardstick: str = "own"  # which classifier its metrics use, see `dcgan.yardstick`
 
 
 class Split(NamedTuple):
     """One split. Shared between runs of a process: read it, never write into it."""
 
-    images: Tensor  # (N, C, S, S) uint8
+    images: Tensor  # (N, C, S, S) uint8; on the CPU if they are too many for the device
     labels: Tensor  # (N,) int64
 
 
@@ -89,11 +82,67 @@ def load_split(source: Source, split: str) -> Split:
     for name, value, allowed in (("split", split, SPLITS), ("dataset", source.dataset, DATASETS)):
         if value not in allowed:
             raise ValueError(f"{name} is {value!r}; allowed: {', '.join(allowed)}")
-    images, labels = DATASETS[source.dataset].load(split, source.data_dir or default_data_dir())
-    if images.ndim == 3:
-        images = images[:, None]  # (N, 1, H, H)
-    images = in_channels(resize(images, source.image_size), source.channels)  # (N, C, S, S)
-    return Split(images.to(source.device), labels.long().to(source.device))
+    dataset = dataset_of(source)
+    found, labels = dataset.load(split, source.data_dir or default_data_dir())
+    if isinstance(found, Pictures):
+        cache = default_data_dir() / "decoded"
+        what = f"{source.dataset}, {split}"
+        images, places = decode(found, source.image_size, source.channels, cache, what)
+        labels = labels[places]
+    else:
+        images = found[:, None] if found.ndim == 3 else found  # (N, C, H, H)
+        images = in_channels(resize(images, source.image_size), source.channels)  # (N, C, S, S)
+    labels = labels.long()
+    check_split(images, labels, dataset.classes, f"{source.dataset}, {split}")
+    if fits(images, source.device):
+        images = images.to(source.device)
+    return Split(images, labels.to(source.device))
+
+
+def dataset_of(source: Source) -> Dataset:
+    """The data set of a source: an entry of `DATASETS`, or what lies in a person's folder."""
+    if source.dataset.startswith(PREFIX):
+        return folder_dataset(source.dataset, source.data_dir or default_data_dir())
+    return DATASETS[source.dataset]
+
+
+def licence_of(name: str) -> str:
+    """Under which licence a data set's images are."""
+    return OWN_PICTURES if name.startswith(PREFIX) else DATASETS[name].licence
+
+
+def folder_dataset(name: str, data_dir: Path) -> Dataset:
+    """The data set `folder:PATH`. Raises as `load_split`."""
+    folder = folder_path(name, data_dir)
+    size, channels = probe(folder)
+    load = functools.partial(load_folder, name)
+    classes = len(find(folder).classes)
+    return Dataset(load, size, channels, classes, licence=OWN_PICTURES)
+
+
+def check_split(images: Tensor, labels: Tensor, classes: int, what: str) -> None:
+    """Refuses a split that is too small to be compared with, or has labels that its data set has
+    not, by a ValueError."""
+    if len(images) < LEAST_IMAGES:
+        raise ValueError(f"{what} has {len(images)} images; needed are at least {LEAST_IMAGES}")
+    if classes and not 0 <= int(labels.min()) <= int(labels.max()) < classes:
+        span = f"{int(labels.min())} to {int(labels.max())}"
+        raise ValueError(f"{what} has labels from {span}; allowed are 0 to {classes - 1}")
+
+
+def fits(images: Tensor, device: torch.device) -> bool:
+    """Whether images may lie on a device whole; if not, batches are copied to it."""
+    if device.type != "cuda" or images.is_cuda:
+        return True
+    free, _ = torch.cuda.mem_get_info(device)
+    if images.nbytes <= RESIDENT_SHARE * free:
+        return True
+    print(
+        f"{len(images)} images of {images.nbytes / 1e9:.1f} GB are too many for the "
+        f"{free / 1e9:.1f} GB free on the GPU: batches are copied to it as they are needed",
+        file=sys.stderr,
+    )
+    return False
 
 
 def check_batch(batch_size: int, source: Source) -> None:
@@ -156,86 +205,67 @@ def read_mini(path: Path) -> Arrays:
         return dict(arrays)
 
 
-def load_mnist(split: str, data_dir: Path) -> tuple[Tensor, Tensor]:
-    """Full MNIST from `data_dir/MNIST/raw`, fetched there once if it is missing."""
-    folder = data_dir / "MNIST" / "raw"
-    if _missing(folder):
-        _fetch_mnist(data_dir, folder)
-    prefix = "t10k" if split == "test" else "train"
-    names = [name for name in MNIST_SHA256 if name.startswith(prefix)]
-    contents = [_content(folder, name) for name in names]
-    if None in contents and (data_dir / LOCK).exists() and os.access(data_dir, os.W_OK):
-        with FileLock(data_dir / LOCK):  # another process was perhaps still writing them
-            contents = [_content(folder, name) for name in names]
-    whole = []
-    for name, content in zip(names, contents, strict=True):
-        if content is None:
-            raise OSError(
-                f"{_file(folder, name)} is damaged or truncated (its sha256 is wrong); "
-                f"delete it to have it fetched again"
-            )
-        whole.append(bytearray(content))
-    images, labels = whole
-    # behind headers of 16 and 8 bytes
-    digits = torch.frombuffer(images, dtype=torch.uint8, offset=16).view(-1, 28, 28)
-    classes = torch.frombuffer(labels, dtype=torch.uint8, offset=8)
-    parts = {"train": slice(-MNIST_VALIDATION), "validation": slice(-MNIST_VALIDATION, None)}
-    part = parts.get(split, slice(None))  # the test file is one split
-    return digits[part], classes[part]
+def load_stacked(split: str, data_dir: Path) -> tuple[Tensor, Tensor]:
+    """`stacked-mnist`: three digits of a split as the colours of an image, drawn at random, as many
+    as it has; the class is their number of three digits (Metz et al. 2017, arXiv 1611.02163)."""
+    digits, labels = load_mnist(split, data_dir)
+    rng = torch.Generator().manual_seed(SPLITS.index(split))
+    drawn = torch.randint(len(digits), (len(digits), 3), generator=rng)
+    hundreds, tens, ones = labels.long()[drawn].unbind(1)
+    return digits[drawn], 100 * hundreds + 10 * tens + ones
 
 
-def _file(folder: Path, name: str) -> Path:
-    """Where a file of MNIST is, or as it is distributed, packed."""
-    packed = folder / f"{name}.gz"
-    return packed if packed.is_file() and not (folder / name).is_file() else folder / name
+def public(name: str) -> Callable[[str, Path], tuple[Tensor | Pictures, Tensor]]:
+    """How a data set of torchvision is loaded."""
+    return functools.partial(load_public, name)
 
 
-def _missing(folder: Path) -> list[str]:
-    return [name for name in MNIST_SHA256 if not _file(folder, name).is_file()]
+class Registry(dict[str, Dataset]):
+    """Data sets by name; `folder:PATH` names one that is found as it is asked for."""
 
+    def __contains__(self, name: object) -> bool:
+        return super().__contains__(name) or str(name).startswith(PREFIX)
 
-def _content(folder: Path, name: str) -> bytes | None:
-    """A file of MNIST, unpacked; None if it is damaged."""
-    file = _file(folder, name)
-    content = file.read_bytes()
-    if file.suffix == ".gz":
-        try:
-            content = gzip.decompress(content)
-        except (OSError, EOFError, zlib.error):
-            return None
-    return content if hashlib.sha256(content).hexdigest() == MNIST_SHA256[name] else None
-
-
-def _fetch_mnist(data_dir: Path, folder: Path) -> None:
-    from torchvision.datasets import MNIST
-
-    is_new = not data_dir.exists()
-    try:
-        data_dir.mkdir(parents=True, exist_ok=True)
-        with FileLock(data_dir / LOCK):
-            if not _missing(folder):
-                return  # another process fetched it while this one waited
-            before = socket.getdefaulttimeout()
-            socket.setdefaulttimeout(DOWNLOAD_TIMEOUT_SECONDS)
-            try:
-                MNIST(str(data_dir), download=True)
-            finally:
-                socket.setdefaulttimeout(before)
-    except (OSError, RuntimeError) as error:  # torchvision wraps a failed download in RuntimeError
-        missing = _missing(folder)
-        if is_new and len(missing) == len(MNIST_SHA256):
-            shutil.rmtree(data_dir, ignore_errors=True)
-        raise FileNotFoundError(
-            f"MNIST is not in {folder} and could not be fetched. Put the four files "
-            f"{', '.join(MNIST_SHA256)} there, or name the folder above MNIST/raw by --data-dir or "
-            f"{DATA_DIR_VARIABLE}, or take the digits in the package: --dataset mnist-mini. "
-            f"Missing: {', '.join(missing)}; "
-            f"fetching said: {' '.join(str(error).split())}"
-        ) from error
+    def __missing__(self, name: str) -> Dataset:
+        if not name.startswith(PREFIX):
+            raise KeyError(name)
+        return folder_dataset(name, default_data_dir())
 
 
 MNIST_LICENCE = "handwritten digits of MNIST, by LeCun, Cortes and Burges, CC BY-SA 3.0"
-DATASETS = {
-    "mnist": Dataset(load_mnist, size=28, channels=1, classes=10, licence=MNIST_LICENCE),
-    "mnist-mini": Dataset(load_mini, size=28, channels=1, classes=10, licence=MNIST_LICENCE),
-}
+DATASETS = Registry(
+    {
+        "mnist": Dataset(
+            load_mnist, size=28, channels=1, classes=10, licence=MNIST_LICENCE, yardstick="digits"
+        ),
+        "mnist-mini": Dataset(
+            load_mini, size=28, channels=1, classes=10, licence=MNIST_LICENCE, yardstick="digits"
+        ),
+        "stacked-mnist": Dataset(
+            load_stacked,
+            size=28,
+            channels=3,
+            classes=1000,
+            licence=MNIST_LICENCE,
+            yardstick="stacked digits",
+        ),
+        "fashion-mnist": Dataset(
+            public("fashion-mnist"), 28, 1, 10, licence="Fashion-MNIST, by Zalando, MIT"
+        ),
+        "kmnist": Dataset(
+            public("kmnist"), 28, 1, 10, licence="KMNIST, by CODH and NIJL, CC BY-SA 4.0"
+        ),
+        "emnist": Dataset(
+            public("emnist"), 28, 1, 47, licence="EMNIST Balanced, made from NIST's, public domain"
+        ),
+        "svhn": Dataset(
+            public("svhn"), 32, 3, 10, licence="SVHN, by Stanford, for non-commercial use"
+        ),
+        "cifar10": Dataset(
+            public("cifar10"), 32, 3, 10, licence="CIFAR-10, by Krizhevsky, no licence stated"
+        ),
+        "celeba": Dataset(
+            public("celeba"), 64, 3, 0, licence="CelebA, by CUHK, for non-commercial research"
+        ),
+    }
+)

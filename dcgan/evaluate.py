@@ -11,6 +11,7 @@ import contextlib
 import functools
 import hashlib
 import json
+import statistics
 from collections.abc import Sequence
 from typing import NamedTuple
 
@@ -20,10 +21,25 @@ from torch.backends.cpu import get_cpu_capability
 
 from dcgan import checkpoint, metrics
 from dcgan.config import TrainConfig
-from dcgan.data import Source, default_data_dir, load_split, one_hot, to_unit_range
+from dcgan.data import (
+    Source,
+    dataset_of,
+    default_data_dir,
+    load_split,
+    one_hot,
+    to_unit_range,
+)
 from dcgan.precision import full_float32
+from dcgan.recipe import TURNS
 from dcgan.schema import Row
-from dcgan.yardstick import SHA256, batch_size, extract, load_yardstick
+from dcgan.yardstick import (
+    HANDED,
+    Stacked,
+    Yardstick,
+    batch_size,
+    extract,
+    load_yardstick,
+)
 
 NOISE_SEED = 20_161_511  # of the evaluation noise, apart from every training seed
 PROTOCOL_VERSION = 1  # to be raised when a reference is worked out in another way
@@ -40,25 +56,45 @@ class Reference(NamedTuple):
     radii: Tensor  # (N,)
     energy: float  # mean high-frequency energy
     fid_real: float  # fid of N training images: no generator is expected to get below it
+    labels: Tensor  # (N,)
+    classes: int  # 0 where there are no labels, and nothing is known of classes
+    accuracy: float  # share of the images that the yardstick names right, or their turns
+    yardstick: Yardstick | Stacked
+
+
+def hand_over(dataset: str, weights: bytes) -> None:
+    """Has this process use a yardstick that another one has trained: machines of another kind would
+    not train the same, and their values would not compare."""
+    if HANDED.get(dataset) != weights:
+        HANDED[dataset] = weights
+        load_yardstick.cache_clear()
+        load_reference.cache_clear()
+
+
+SAVED = [name for name in Reference._fields if name != "yardstick"]  # in a reference's file
 
 
 @functools.lru_cache(maxsize=4)
 def load_reference(source: Source, split: str) -> Reference:
     """Features and statistics of a real split: worked out once per machine, then read from a file
     under `default_data_dir()`, if one can be written there."""
-    real = load_split(source, split).images
+    real, labels = load_split(source, split)
     train = load_split(source, "train").images[: len(real)]
-    file = default_data_dir() / "references" / f"{reference_key(source, split, len(real))}.pt"
+    net = load_yardstick(source)
+    key = reference_key(source, split, real, net.sha256)
+    file = default_data_dir() / "references" / f"{key}.pt"
     with contextlib.suppress(OSError, ValueError):  # none yet, or a damaged one
         saved = checkpoint.read(file)
-        if saved.keys() == set(Reference._fields):  # else another version wrote it
+        if saved.keys() == set(SAVED):  # else another version wrote it
             saved["gaussian"] = metrics.Gaussian(*saved["gaussian"])
-            for name in ("features", "radii"):
+            for name in ("features", "radii", "labels"):
                 saved[name] = saved[name].to(source.device)
-            return Reference(**saved)
-    net = load_yardstick(source.device)
+            return Reference(**saved, yardstick=net)
+    classes = dataset_of(source).classes
+    labelled = classes > 1
     with full_float32():
-        features = extract(net, real).features
+        features, probabilities = extract(net, real)
+        right = probabilities.argmax(1) == labels
         gaussian = metrics.gaussian(features)
         trained = metrics.gaussian(extract(net, train).features)
         reference = Reference(
@@ -69,23 +105,38 @@ def load_reference(source: Source, split: str) -> Reference:
             radii=metrics.neighbour_radii(features),
             energy=mean_energy(real),
             fid_real=metrics.frechet_distance(gaussian, trained),
+            labels=labels,
+            classes=classes if labelled else 0,
+            accuracy=right.double().mean().item() if labelled else turns_seen(net, real),
+            yardstick=net,
         )
     with contextlib.suppress(OSError):  # cannot be written: the next process works it out again
-        checkpoint.write(file, reference._asdict() | {"gaussian": tuple(reference.gaussian)})
+        content = {name: getattr(reference, name) for name in SAVED}
+        checkpoint.write(file, content | {"gaussian": tuple(reference.gaussian)})
     return reference
 
 
-def reference_key(source: Source, split: str, size: int) -> str:
+def turns_seen(net: Yardstick | Stacked, images: Tensor) -> float:
+    """The share of images, by turns upright and turned, whose turn a yardstick names right."""
+    shares = []
+    for quarters in range(TURNS):
+        turned = images[quarters::TURNS].rot90(quarters, (2, 3))
+        shares.append(extract(net, turned).probabilities.argmax(1) == quarters)
+    return torch.cat(shares).double().mean().item()
+
+
+def reference_key(source: Source, split: str, images: Tensor, yardstick: str) -> str:
     """A digest of what a reference depends on to the last bit."""
     on_cpu = source.device.type == "cpu"
     parts = {
         "protocol": PROTOCOL_VERSION,
         "data set": source.dataset,
         "split": split,
-        "images": size,
+        "images": len(images),
+        "content": hashlib.sha256(images.cpu().numpy().tobytes()).hexdigest(),
         "image size": source.image_size,
         "channels": source.channels,
-        "extractor": SHA256,
+        "extractor": yardstick,
         "torch": torch.__version__,
         "device": device_name(source.device),
         "cpu": get_cpu_capability() if on_cpu else "",
@@ -159,9 +210,9 @@ def circles(latent_size: int, device: torch.device) -> Tensor:
 
 
 @torch.inference_mode()
-def path_length(images: Tensor) -> float:
+def path_length(images: Tensor, yardstick: Yardstick | Stacked) -> float:
     """Mean length, in feature space, of the paths of what G makes of `circles` (P T, C, S, S)."""
-    features, _ = extract(load_yardstick(images.device), images)
+    features, _ = extract(yardstick, images)
     return metrics.path_length(features.unflatten(0, (PATHS, STEPS)))
 
 
@@ -170,18 +221,14 @@ def score(images: Tensor, reference: Reference, labels: Tensor | None = None) ->
     """All quality metrics of images (M, C, S, S), uint8 or in [-1, 1], by column name, with the
     share that is recognised if labels (M,) were asked for; FloatingPointError at a non-finite
     value, which some metrics would hide."""
-    features, probabilities = extract(load_yardstick(images.device), images)
+    features, probabilities = extract(reference.yardstick, images)
     if not features.isfinite().all():
         raise FloatingPointError(
             "training diverged: G generates non-finite values; try a lower learning rate"
         )
     radii = metrics.neighbour_radii(features)
     near = metrics.manifold(reference.features, features, reference.radii, radii)
-    shares = metrics.class_shares(probabilities)
-    recognised: Row = {}
-    if labels is not None:
-        right = probabilities.argmax(1) == labels
-        recognised["label_accuracy"] = right.double().mean().item()
+    shares = metrics.class_shares(probabilities) if reference.classes else None
     return {
         "fid": metrics.frechet_distance(reference.gaussian, metrics.gaussian(features)),
         "kid": metrics.kernel_distance(reference.features, features, reference.within),
@@ -189,14 +236,44 @@ def score(images: Tensor, reference: Reference, labels: Tensor | None = None) ->
         "sample_recall": near["recall"],
         "sample_density": near["density"],
         "sample_coverage": near["coverage"],
+        **(class_scores(probabilities, shares) if shares is not None else {}),
+        "sharpness": mean_energy(images) / reference.energy,
+        "collapsed": metrics.collapsed(shares, reference.radii, radii),
+        **(label_scores(features, probabilities, labels, reference) if labels is not None else {}),
+    }
+
+
+def class_scores(probabilities: Tensor, shares: Tensor) -> Row:
+    """What is known of the classes of generated images, from their predictions (M, K), and from the
+    shares of the classes (K,)."""
+    return {
         "classifier_score": metrics.classifier_score(probabilities),
         "confident_share": metrics.confident_share(probabilities),
-        "sharpness": mean_energy(images) / reference.energy,
         "digits_covered": metrics.classes_covered(shares),
         "digit_kl": metrics.kl_from_uniform(shares),
-        "collapsed": metrics.collapsed(shares, reference.radii, radii),
-        **recognised,
     }
+
+
+def label_scores(
+    features: Tensor, probabilities: Tensor, labels: Tensor, reference: Reference
+) -> Row:
+    """How generated images, of features (M, F) and predictions (M, K), are of the labels (M,) that
+    were asked for."""
+    scores = {"label_accuracy": (probabilities.argmax(1) == labels).double().mean().item()}
+    counts = torch.stack(
+        [torch.bincount(one, minlength=reference.classes) for one in (labels, reference.labels)]
+    )
+    # a covariance of F features from fewer images is singular
+    if counts.min() > features.shape[1]:
+        distances = [
+            metrics.frechet_distance(
+                metrics.gaussian(reference.features[reference.labels == one]),
+                metrics.gaussian(features[labels == one]),
+            )
+            for one in range(reference.classes)
+        ]
+        scores["fid_in_class"] = statistics.fmean(distances)
+    return scores
 
 
 def evaluate_lanes(
@@ -206,8 +283,8 @@ def evaluate_lanes(
     `score`; `named` has errors name the lane's seed."""
     L, like = len(lanes), reference.features
     noise = evaluation_noise(len(like), lanes[0].latent_size, like.device)
-    rows, classes = [], lanes[0].classes
-    labels = asked_labels(len(like), classes, like.device) if classes else None
+    rows, classes = [], lanes[0].label_size
+    labels = reference.labels if classes else None  # each class as often as among real images
     of_paths = asked_labels(PATHS * STEPS, classes, like.device, each=STEPS)  # one a path
     with full_float32():
         paths = generate_lanes(generator, circles(lanes[0].latent_size, like.device), L, of_paths)
@@ -215,7 +292,7 @@ def evaluate_lanes(
         for lane, own, path in zip(lanes, images, paths, strict=True):
             try:
                 scores = score(own, reference, labels)
-                rows.append(scores | {"path_length": path_length(path)})
+                rows.append(scores | {"path_length": path_length(path, reference.yardstick)})
             except FloatingPointError as error:
                 seed = f"seed {lane.seed}: " if named else ""
                 raise FloatingPointError(f"{seed}{error}") from None
@@ -235,7 +312,8 @@ def protocol(reference: Reference) -> Row:
         "eval_samples": len(reference.features),
         "eval_seed": NOISE_SEED,
         "fid_real": reference.fid_real,
-        "extractor": SHA256[:12],
+        "extractor": reference.yardstick.sha256[:12],
+        "extractor_accuracy": reference.accuracy,
         "device": device_name(reference.features.device),
     }
 

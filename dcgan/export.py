@@ -22,7 +22,7 @@ from torch import Tensor, nn
 
 from dcgan import checkpoint, cli
 from dcgan.config import TrainConfig, write_lanes
-from dcgan.data import DATASETS, one_hot
+from dcgan.data import licence_of, one_hot
 from dcgan.files import replace
 from dcgan.models import Generator
 from dcgan.schema import (
@@ -113,14 +113,14 @@ def as_onnx(generator: Generator, config: TrainConfig) -> bytes:
     with needed("onnxscript"):
         import onnxscript  # noqa: F401 - torch's exporter is made of it
     inputs = {"noise": torch.zeros(2, config.latent_size)}
-    if config.classes:
+    if config.label_size:
         inputs["labels"] = torch.zeros(2, dtype=torch.int64)
     count = {0: torch.export.Dim("count")}
     # it reports its steps, and that both inputs have the same count
     with contextlib.redirect_stdout(io.StringIO()), warnings.catch_warnings():
         warnings.filterwarnings("ignore", "# The axis name", UserWarning)
         program = torch.onnx.export(
-            Labelled(generator).eval() if config.classes else generator.eval(),
+            Labelled(generator).eval() if config.label_size else generator.eval(),
             tuple(inputs.values()),
             dynamo=True,
             input_names=list(inputs),
@@ -166,12 +166,11 @@ def row_of(run: Path, config: TrainConfig, epoch: int) -> Row:
 
 def card(config: TrainConfig, row: Row, confirmed: dict[str, Any], epoch: int) -> str:
     """The model card, Markdown."""
-    data = DATASETS[config.dataset]
     shape = f"{config.image_size} × {config.image_size}"
-    classes = f", of {config.classes} classes as asked" if config.classes else ""
+    classes = f", of {config.label_size} classes as asked" if config.label_size else ""
     given = '"noise": noise'
-    if config.classes:
-        given += f', "labels": numpy.arange(64) % {config.classes}'
+    if config.label_size:
+        given += f', "labels": numpy.arange(64) % {config.label_size}'
     settings = [f"| {name} | {value} |" for name, value in config.to_dict().items()]
     scores = [f"| {name} | {row[name]:.4g} | {COLUMNS[name]} |" for name in SHOWN if name in row]
     return "\n".join(
@@ -185,7 +184,7 @@ def card(config: TrainConfig, row: Row, confirmed: dict[str, Any], epoch: int) -
             "",
             "## Data",
             "",
-            f"{config.dataset}: {data.licence}.",
+            f"{config.dataset}: {licence_of(config.dataset)}.",
             "",
             "## Quality",
             "",

@@ -24,6 +24,7 @@ from dcgan.augment import AUGMENTATIONS, noise_size, split_noise
 from dcgan.config import TrainConfig, check_lanes
 from dcgan.data import check_batch, load_split, one_hot, to_unit_range
 from dcgan.evaluate import Reference, evaluate_lanes, load_reference, protocol
+from dcgan.feed import Feed
 from dcgan.graph import Graphed, side_by_side
 from dcgan.losses import LOSSES, gradient_penalty, smoothing
 from dcgan.models import update_average
@@ -42,6 +43,7 @@ from dcgan.state import (
 NOISE_BATCHES = 64
 
 Update = Callable[[Tensor, Tensor], None]
+Fetch = Callable[[Tensor], Tensor]  # as `dcgan.feed.Feed.fetch`
 
 
 def train(
@@ -79,17 +81,18 @@ def train(
     source = config.source(data_dir, device)
     with memory.explained(lanes, device):
         check_batch(config.batch_size, source)
-        images, labels = load_split(source, "train")  # (all, C, S, S) uint8, (all,)
+        split = load_split(source, "train")
         reference = load_reference(source, "validation")
         states = new_states(lanes, device)
-    per_epoch = len(images) // config.batch_size * config.batch_size
+        groups = grouped(states)
+        feed = Feed(split, device, NOISE_BATCHES * config.batch_size * len(lanes))
+    per_epoch = len(split.images) // config.batch_size * config.batch_size
     rows: list[Row] = []
     best: dict[str, Any] = {}
     if resume_from is not None:
         saved = restore(states, lanes, resume_from)
         rows, best = saved["rows"], saved["best"]
-    groups = grouped(states)
-    updates = [make_update(group, images, labels) for group in groups]
+    updates = [make_update(group, feed.images, feed.labels) for group in groups]
     peak_memory, saving = 0, 0.0
 
     for epoch in range(len(rows) // len(lanes) + 1, config.epochs + 1):
@@ -98,7 +101,7 @@ def train(
         with memory.explained(lanes, device):
             means: list[list[Row]] = []  # of each lane of each state
             for group, update in zip(groups, updates, strict=True):
-                means += train_epoch(group, images, update)
+                means += train_epoch(group, split.images, update, feed.fetch)
             trained = time.perf_counter()
             # a graph's memory counts only as it is captured
             peak_memory = max(peak_memory, memory.peak_bytes(device))
@@ -180,22 +183,27 @@ def grouped(states: Sequence[State]) -> list[list[State]]:
     return [list(states)] if states[0].sums.is_cuda else [[state] for state in states]
 
 
-def train_epoch(group: Sequence[State], images: Tensor, update: Update) -> list[list[Row]]:
-    """One pass over the images (all, C, S, S); returns the means over batches of each state's
-    lanes."""
+def train_epoch(
+    group: Sequence[State], images: Tensor, update: Update, fetch: Fetch | None = None
+) -> list[list[Row]]:
+    """One pass over the images (all, C, S, S), which `fetch` brings where the update reads them if
+    they are elsewhere; returns the means over batches of each state's lanes."""
     for state in group:
         state.sums.zero_()
-    for index, noise in draw_batches(group, images):
+    for index, noise in draw_batches(group, images, fetch):
         update(index, noise)
     batches = len(images) // group[0].config.batch_size
     by_state = [(state.sums / batches).T.tolist() for state in group]
     return [[dict(zip(MEANS, own, strict=True)) for own in lanes] for lanes in by_state]
 
 
-def draw_batches(group: Sequence[State], images: Tensor) -> Iterator[tuple[Tensor, Tensor]]:
+def draw_batches(
+    group: Sequence[State], images: Tensor, fetch: Fetch | None = None
+) -> Iterator[tuple[Tensor, Tensor]]:
     """Batches of one pass over the images, each lane's in a random order of its own: the index of
-    the lanes' images (N, L), and the numbers drawn for them side by side (N, L (Z + 3 K))."""
-    config, device = group[0].config, images.device
+    the lanes' images (N, L), as `fetch` changes it, and the numbers drawn for them side by side
+    (N, L (Z + 3 K))."""
+    config, device = group[0].config, group[0].sums.device
     N, size = config.batch_size, noise_size(config.augment, config.latent_size)
     rngs = [rng for state in group for rng in state.rngs]
     batches = len(images) // N
@@ -205,7 +213,7 @@ def draw_batches(group: Sequence[State], images: Tensor) -> Iterator[tuple[Tenso
         shape = (len(block), N, size)
         draws = [torch.randn(shape, generator=rng, device=device) for rng in rngs]
         drawn = torch.stack(draws, 2).flatten(2)  # (B, N, L (Z + 3 K))
-        yield from zip(block, drawn, strict=True)
+        yield from zip(fetch(block) if fetch else block, drawn, strict=True)
 
 
 def make_update(
@@ -251,9 +259,9 @@ def update_both(
     loss, augment = LOSSES[config.loss], AUGMENTATIONS[config.augment].apply
     noise, numbers = split_noise(drawn, config.augment, config.latent_size)
     asked = None
-    if config.classes:
+    if config.label_size:
         assert labels is not None
-        asked = one_hot(labels[index], config.classes)  # (N, L, K)
+        asked = one_hot(labels[index], config.label_size)  # (N, L, K)
     batch = images[index].flatten(1, 2).contiguous(memory_format=state.layout)
     real = augment(to_unit_range(batch), numbers[0])  # (N, L C, S, S)
     with precision.autocast(config.precision, device):

@@ -21,7 +21,7 @@ NEIGHBOURS = 5  # k of the manifold metrics, as in arXiv 2002.09797
 CONFIDENT = 0.9  # probability from which on the classifier counts as sure of a class
 # cycles a pixel, half of what an image can hold: edges and noise lie above, strokes below
 HIGH_FREQUENCY = 0.25
-COVERED_SHARE = 0.01  # a class counts as covered from this share of the samples on
+COVERED_SHARE = 0.1  # a class counts as covered from this part of an equal share of the samples on
 # samples this much closer to each other than real images are (medians) are repeats
 REPEAT_RATIO = 0.1
 # of a pairwise matrix held at a time, which bounds memory to ROWS x N
@@ -151,8 +151,8 @@ def class_shares(probabilities: Tensor) -> Tensor:
 
 
 def classes_covered(shares: Tensor) -> int:
-    """Number of classes with at least `COVERED_SHARE` of the images, from shares (K,)."""
-    return int((shares >= COVERED_SHARE).sum())
+    """Number of classes with at least `COVERED_SHARE` / K of the images, from shares (K,)."""
+    return int((shares >= COVERED_SHARE / len(shares)).sum())
 
 
 def kl_from_uniform(shares: Tensor) -> float:
@@ -160,9 +160,10 @@ def kl_from_uniform(shares: Tensor) -> float:
     return torch.xlogy(shares, shares * len(shares)).sum().item()
 
 
-def collapsed(shares: Tensor, real_radii: Tensor, fake_radii: Tensor) -> bool:
+def collapsed(shares: Tensor | None, real_radii: Tensor, fake_radii: Tensor) -> bool:
     """Mode collapse: fewer than half of the classes appear, or the typical image nearly repeats its
     neighbours. The second part catches one perfect image of each class, over and over, which
     neither the histogram nor, by much, the Fréchet distance can see; up to five copies pass."""
-    repeats = bool(fake_radii.median() < REPEAT_RATIO * real_radii.median())
-    return 2 * classes_covered(shares) < len(shares) or repeats
+    if fake_radii.median() < REPEAT_RATIO * real_radii.median():
+        return True
+    return shares is not None and 2 * classes_covered(shares) < len(shares)

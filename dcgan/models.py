@@ -45,7 +45,7 @@ class Generator(nn.Module):
         width, *widths = (config.generator_width << stage for stage in reversed(range(depth)))
         layers: list[nn.Module] = [
             nn.Unflatten(1, (lanes, config.latent_size)),
-            Linear(lanes, config.latent_size + config.classes, width * size**2, bias=False),
+            Linear(lanes, config.latent_size + config.label_size, width * size**2, bias=False),
             ToMap(size, way.layout),  # (N, L W 2^(depth-1), M, M)
             BatchNorm(lanes * width),
             nn.ReLU(inplace=True),
@@ -61,7 +61,7 @@ class Generator(nn.Module):
         last = up_convolution(lanes, width, config.channels, size, sizes[-1], bias=True, kind=kind)
         self.layers = nn.Sequential(*layers, last, nn.Tanh())  # (N, L C, S, S)
 
-        self.classes = config.classes
+        self.classes = config.label_size
 
     def forward(self, noise: Tensor, labels: Tensor | None = None) -> Tensor:
         split, *others = self.layers
@@ -99,7 +99,7 @@ class Discriminator(nn.Module):
         smallest = config.image_size >> depth
         widths = [narrowest << stage for stage in range(depth)]
         layers: list[nn.Module] = []
-        maps = config.classes if config.conditional == "concat" else 0
+        maps = config.label_size if config.conditional == "concat" else 0
         for inputs, outputs in pairwise([config.channels + maps, *widths]):
             first = not layers
             layers.append(down_convolution(config, lanes, inputs, outputs, way, first=first))
@@ -112,7 +112,7 @@ class Discriminator(nn.Module):
         self.maps, self.layout = maps, way.layout
         self.projection: Projection | None = None
         if config.conditional == "projection":
-            self.projection = Projection(lanes, features, config.classes)
+            self.projection = Projection(lanes, features, config.label_size)
 
     def forward(self, images: Tensor, labels: Tensor | None = None) -> Tensor:
         if labels is not None and self.maps:

@@ -16,12 +16,12 @@ MOST_STEPS = 1_000
 
 def check_label(label: int, config: TrainConfig) -> None:
     """Refuses a label that the generator was not trained for by a ValueError."""
-    if not config.classes:
+    if not config.label_size:
         raise ValueError(
             f"--label is {label}, but this generator knows no labels; train one with "
             f"--conditional projection"
         )
-    check_bounds("--label", label, 0, config.classes - 1)
+    check_bounds("--label", label, 0, config.label_size - 1)
 
 
 def main() -> None:

@@ -33,7 +33,8 @@ COLUMNS: Final[dict[str, str]] = {
     "(probability at least 0.9), 0 to 1",
     "sharpness": "high-frequency energy of generated over that of real images; below 1 is blurred, "
     "above is noisy",
-    "digits_covered": "classes that make up at least 1 % of the generated images",
+    "digits_covered": "classes that make up at least a tenth of an equal share of the generated "
+    "images (of ten classes 1 %)",
     "digit_kl": "KL of the generated class histogram from uniform, nats; 0 is best",
     "collapsed": "true if fewer than half of the classes appear or the samples nearly repeat one "
     "another",
@@ -52,6 +53,8 @@ COLUMNS: Final[dict[str, str]] = {
     "eval_seed": "seed of the fixed evaluation noise",
     "fid_real": "the fid that as many real training images get: the floor of fid",
     "extractor": "first 12 hex digits of the yardstick's sha256",
+    "extractor_accuracy": "share of the split's real images whose class the yardstick names right, "
+    "or their turn where there are no labels, 0 to 1",
     "device": "what the epoch ran on",
     "threads": "CPU threads that trained",
 }
@@ -59,8 +62,13 @@ COLUMNS: Final[dict[str, str]] = {
 LABEL_COLUMNS: Final[dict[str, str]] = {
     "label_accuracy": "share of generated images that the classifier takes for the class that was "
     "asked for, 0 to 1; of conditional nets alone",
+    "fid_in_class": "mean over classes of the fid between what was asked for and real images of "
+    "the class; of conditional nets alone, where each class has more images than features",
 }
 """Columns that rows of conditional nets have, too."""
+
+CLASS_COLUMNS: Final = ("classifier_score", "confident_share", "digits_covered", "digit_kl")
+"""Columns that rows lack where the data set has no labels."""
 
 ADDED_SETTINGS: Final[dict[str, Any]] = {
     "loss": "non-saturating",
@@ -69,6 +77,7 @@ ADDED_SETTINGS: Final[dict[str, Any]] = {
     "discriminator_norm": "batch",
     "augment": "none",
     "conditional": "none",
+    "classes": 10,
 }
 """Settings that earlier versions lack, and what they did."""
 
@@ -114,6 +123,7 @@ REPORT_FILE: Final = "report.html"
 ANSWER_FILE: Final = "answer.json"  # all that the report says, for programs
 DRIVER_FILE: Final = "driver.txt"  # in a storage: names the process that decides
 LOCK_FILE: Final = ".lock"
+YARDSTICK_FILE: Final = "yardstick.safetensors"  # of a data set without a shipped one
 CONFIRM_FOLDER: Final = "confirm"  # the confirm stage, laid out like a search
 
 # Files of a trial's, or a single run's, folder

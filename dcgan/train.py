@@ -53,7 +53,7 @@ def make_parser() -> cli.Parser:
     text = "epochs between sample grids, 0 for none (default: 1)"
     add("--samples-every", type=int, default=1, metavar="N", help=text)
     cli.add_data_dir(run_flags)
-    cli.add_flags(parser.add_argument_group("settings"), TrainConfig)
+    cli.add_flags(parser.add_argument_group("settings"), TrainConfig, ("classes",))
     return parser
 
 

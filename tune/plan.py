@@ -18,8 +18,9 @@ from optuna.distributions import json_to_distribution
 
 from dcgan.config import replicate
 from dcgan.data import default_data_dir
-from dcgan.schema import METRIC, STUDY_FILE, Row, trial_name
+from dcgan.schema import CLASS_COLUMNS, METRIC, STUDY_FILE, YARDSTICK_FILE, Row, trial_name
 from dcgan.store import Store, copy_of
+from dcgan.weights import is_whole
 from tune.ledger import best_points
 from tune.options import Options, parse_objectives, read_record
 from tune.schedulers import SCHEDULERS, Scheduler, default_grace_period
@@ -65,6 +66,7 @@ class Site:
     seconds_per_epoch: float | None = None  # of all replicas, evaluated; None: not measured
     warning: str = ""  # what a person should know before the search starts
     protocol: Row = dataclasses.field(default_factory=dict)  # conditions of the evaluation
+    yardstick: bytes = b""  # weights of one that was trained for the data set
     versions: dict[str, str] = dataclasses.field(default_factory=dict)  # of what computes
     platform: str = ""  # the operating system
 
@@ -95,6 +97,7 @@ class Plan:
     nodes: tuple[Node, ...] = ()  # the cluster's machines, as the plan was made
     confirm: int = 0  # best settings to train again after the search; 0 leaves that out
     confirm_seeds: int = 1
+    yardstick: bytes = dataclasses.field(default=b"", repr=False)  # see `Site`
 
     @property
     def folder(self) -> Path:
@@ -177,8 +180,10 @@ def make_plan(options: Options, site: Site) -> Plan:
     objectives = parse_objectives(options.objectives)
     # nothing ends a grid, or a Pareto search, early
     usual = "fifo" if search.sampler == "grid" or len(objectives) > 1 else "asha"
+    yardstick = site.yardstick
     if options.resume:
         points = saved_points(options, search, site.store)
+        yardstick = saved_yardstick(site.store)
     else:
         points = first_points(options, search)
     share = options.share or site.share
@@ -201,6 +206,7 @@ def make_plan(options: Options, site: Site) -> Plan:
         nodes=site.nodes,
         confirm=preset.confirm if options.confirm is None else options.confirm,
         confirm_seeds=options.confirm_seeds or preset.confirm_seeds,
+        yardstick=yardstick,
     )
 
 
@@ -231,7 +237,12 @@ def wanted_search(options: Options, device: str, precisions: tuple[str, ...]) ->
         space = "grid" if sampler == "grid" else "space"
         holds = f"{available} setting{'s' * (available > 1)}"
         raise ValueError(f"--num-trials is {num_trials}; the {space} of {search.name} has {holds}")
-    epochs = search.base.epochs
+    epochs, base = search.base.epochs, search.base
+    of_classes = [name for name in parse_objectives(options.objectives) if name in CLASS_COLUMNS]
+    if of_classes and base.classes < 2:
+        raise ValueError(
+            f"--objectives has {of_classes[0]}, but {base.dataset} has no classes to speak of"
+        )
     if options.confirm and options.confirm > num_trials:
         raise ValueError(
             f"--confirm is {options.confirm}; allowed is up to the {num_trials} trials of the "
@@ -285,6 +296,20 @@ def saved_points(options: Options, search: Search, store: Store) -> list[Point]:
         return first_points(options, search)
     points: list[Point] = record["points"]
     return points
+
+
+def saved_yardstick(store: Store) -> bytes:
+    """The weights of the yardstick that the search to resume has trained; none if it is shipped."""
+    store.get(YARDSTICK_FILE)
+    file = store.folder / YARDSTICK_FILE
+    if not file.is_file():
+        return b""
+    if not is_whole(file):
+        raise ValueError(
+            f"{file} is damaged; new epochs would not compare with those that there are, so begin "
+            f"another search"
+        )
+    return file.read_bytes()
 
 
 def resources(

@@ -6,7 +6,7 @@ from typing import Any
 from dcgan import cli
 from dcgan.store import StorageError
 from tune.ledger import quiet_optuna
-from tune.options import Options, from_flags, make_parser, resumed
+from tune.options import Options, from_flags, make_parser, resumed, settled
 from tune.plan import Plan, make_plan
 
 # Ray, PyTorch and pandas take seconds to import, for which --help and errors need not wait: they
@@ -34,8 +34,7 @@ def run(options: Options) -> int:
     from tune.describe import describe, record
     from tune.site import survey
 
-    if options.resume:
-        options = resumed(options)
+    options = resumed(options) if options.resume else settled(options)
     site = survey(options)
     plan = make_plan(options, site)
     print(describe(plan, options, site), flush=True)

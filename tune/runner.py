@@ -22,13 +22,15 @@ from ray import tune as ray_tune
 from ray.tune.execution import class_cache
 from ray.tune.experiment import Trial
 
-from dcgan.files import write_json
+from dcgan.evaluate import hand_over
+from dcgan.files import replace, write_json
 from dcgan.schema import (
     ERROR_FILE,
     LOCK_FILE,
     SEARCH_FILE,
     STUDY_FILE,
     TRIALS_PATTERN,
+    YARDSTICK_FILE,
     Row,
     trial_name,
 )
@@ -87,6 +89,10 @@ def session(plan: Plan, description: dict[str, Any]) -> Iterator[Stop]:
         raise OSError(f"{plan.folder} is in use: the search is running") from None
     with lock:
         plan.store.begin()
+        if plan.yardstick:
+            hand_over(plan.search.base.dataset, plan.yardstick)
+            replace(plan.folder / YARDSTICK_FILE, plan.yardstick)
+            plan.store.put(plan.folder / YARDSTICK_FILE)
         write_json(plan.folder / SEARCH_FILE, description)
         plan.store.put(plan.folder / SEARCH_FILE)
         quiet_ray()
@@ -149,6 +155,7 @@ def tuner(
         gpus=plan.gpus,
         patience=plan.patience,
         keep=plan.keep,
+        yardstick=plan.yardstick,
     )
     return ray_tune.Tuner(
         ray_tune.with_resources(partial(train, task=task), plan.request),

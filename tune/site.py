@@ -22,12 +22,13 @@ import torch
 from dcgan import memory, precision
 from dcgan.bench import WARM_UP, ours, seconds, speed
 from dcgan.config import TrainConfig, replicate
-from dcgan.data import check_batch, default_data_dir, load_split
+from dcgan.data import check_batch, dataset_of, default_data_dir, load_split
 from dcgan.evaluate import evaluate, load_reference, protocol
 from dcgan.models import build
 from dcgan.schema import LOCK_FILE, SEARCH_FILE
 from dcgan.state import to_device
 from dcgan.store import Mirror, Store, search_store
+from dcgan.yardstick import own_weights
 from tune.cluster import (
     Cluster,
     check_data,
@@ -165,9 +166,11 @@ def examine(options: Options, data_dir: Path | None) -> Site:
         raise ValueError(reason)
     check_batch(largest(search).batch_size, source)
     cpus, gpus = usable_cpus(), torch.cuda.device_count() if device.type == "cuda" else 0
-    conditions, cost, packing = {}, None, None
+    conditions, cost, packing, yardstick = {}, None, None, b""
     if not options.resume:
         conditions = protocol(load_reference(source, "validation"))
+        if dataset_of(source).yardstick == "own":
+            yardstick = own_weights(source)
         if options.estimate:
             cost = seconds_per_epoch(search, options, data_dir, device)
     if options.share is None and gpus:
@@ -185,6 +188,7 @@ def examine(options: Options, data_dir: Path | None) -> Site:
         seconds_per_epoch=cost,
         warning=precision.absurdly_slow(search.base.precision, device) or "",
         protocol=conditions,
+        yardstick=yardstick,
         versions={"python": platform.python_version(), **packages},
         platform=platform.platform(),
     )

@@ -19,6 +19,7 @@ from tensorboardX import SummaryWriter
 
 from dcgan import checkpoint, memory
 from dcgan.config import TrainConfig, replicate, write_lanes
+from dcgan.evaluate import hand_over
 from dcgan.files import replace, write_rows
 from dcgan.images import sample_grid, save_grid
 from dcgan.loop import train
@@ -52,6 +53,7 @@ class Task:
     gpus: float  # share of a GPU that a trial has
     patience: int  # of `check_collapse`
     keep: Collection[int]  # epochs that must be in the storage before they are reported
+    yardstick: bytes = b""  # weights of one that was trained for the search
 
 
 def trainable(params: dict[str, Any], *, task: Task) -> None:
@@ -65,6 +67,8 @@ def trainable(params: dict[str, Any], *, task: Task) -> None:
     torch.set_num_threads(1)
     if 0 < task.gpus < 1:
         memory.limit(task.gpus)
+    if task.yardstick:
+        hand_over(params["dataset"], task.yardstick)
     store = task.store.trial(ray_tune.get_context().get_trial_name())
     error_file = store.folder / ERROR_FILE
     lanes = replicate(TrainConfig.from_dict(params), task.replicas)

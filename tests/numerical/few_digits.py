@@ -15,4 +15,4 @@ def load_few(split: str, data_dir: Path) -> tuple[Tensor, Tensor]:
     return images[: SIZES[split]], labels[: SIZES[split]]
 
 
-DATASETS["few-digits"] = Dataset(load_few, size=28, channels=1, classes=10)
+DATASETS["few-digits"] = Dataset(load_few, size=28, channels=1, classes=10, yardstick="digits")

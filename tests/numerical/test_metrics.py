@@ -84,7 +84,7 @@ def held_out() -> Split:
 @pytest.fixture(scope="module")
 def digits(reference: Reference, held_out: Split) -> Pair:
     """What the metrics meet in use: the yardstick's features, non-negative and far from normal."""
-    return Pair(reference.features, extract(load_yardstick(CPU), held_out.images).features)
+    return Pair(reference.features, extract(load_yardstick(MINI), held_out.images).features)
 
 
 @pytest.fixture(params=[*CASES, "digits"])
@@ -843,7 +843,7 @@ def test_energy_is_the_same_for_uint8_float_and_double(held_out: Split) -> None:
 
 
 def test_the_yardstick_is_sure_of_real_digits(rows: dict[str, Row], held_out: Split) -> None:
-    probabilities = extract(load_yardstick(CPU), held_out.images).probabilities
+    probabilities = extract(load_yardstick(MINI), held_out.images).probabilities
     assert rows["real"]["confident_share"] == np.mean(
         [max(p) >= np.float32(0.9) for p in probabilities.numpy()]
     )
@@ -851,7 +851,7 @@ def test_the_yardstick_is_sure_of_real_digits(rows: dict[str, Row], held_out: Sp
     assert rows["one image"]["confident_share"] in (0, 1)
     some = held_out.images[:300].float()
     crossed = (some + some.roll(1, 0)) / 255 - 1  # two digits, one over the other
-    assert metrics.confident_share(extract(load_yardstick(CPU), crossed).probabilities) < 0.7
+    assert metrics.confident_share(extract(load_yardstick(MINI), crossed).probabilities) < 0.7
 
 
 # From images to features
@@ -874,11 +874,11 @@ def test_features_of_any_size_and_of_colour(
     """Grey in three channels is the same image; resizing there and back blurs it a little."""
     images = load_split(Source("mnist-mini", size, channels), "test").images[:200]
     assert images.shape == (200, channels, size, size)
-    features, probabilities = extract(load_yardstick(CPU), images)
+    features, probabilities = extract(load_yardstick(MINI), images)
     assert features.shape == (200, FEATURES)
     assert features.dtype == torch.float32
     assert probabilities.shape == (200, 10)
-    as_they_are = extract(load_yardstick(CPU), held_out.images[:200])
+    as_they_are = extract(load_yardstick(MINI), held_out.images[:200])
     assert (
         probabilities.argmax(1) == as_they_are.probabilities.argmax(1)
     ).double().mean() >= agreement
@@ -890,6 +890,6 @@ def test_colours_count_alike(held_out: Split) -> None:
     """Three different channels are read as their mean."""
     unit = held_out.images[:150].float() / 127.5 - 1
     coloured = unit.reshape(50, 3, 28, 28)
-    found = extract(load_yardstick(CPU), coloured)
-    grey = extract(load_yardstick(CPU), coloured.sum(1, keepdim=True) / 3)
+    found = extract(load_yardstick(MINI), coloured)
+    grey = extract(load_yardstick(MINI), coloured.sum(1, keepdim=True) / 3)
     torch.testing.assert_close(found.features, grey.features, rtol=1e-4, atol=1e-4)

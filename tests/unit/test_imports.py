@@ -19,7 +19,7 @@ COMMAND_LINES = {"tune.run", "tune.track"}
 CORE = {
     "dcgan": {
         *("config", "schema", "settings", "data", "losses", "lanes", "models", "state", "loop"),
-        *("augment", "checkpoint", "metrics", "yardstick", "evaluate"),
+        *("augment", "checkpoint", "metrics", "yardstick", "evaluate", "downloads", "pictures"),
     },
     "tune": {
         *("searches", "options", "plan", "schedulers", "asha", "ledger", "study"),
@@ -32,7 +32,10 @@ CORE = {
 TOOLS = {
     *(
         f"dcgan.{name}"
-        for name in ("files", "store", "graph", "precision", "memory", "images", "streams", "ways")
+        for name in (
+            *("files", "store", "graph", "precision", "memory", "images", "streams", "ways"),
+            *("feed", "weights", "recipe"),
+        )
     ),
     *("dcgan.cli", "analysis.cli"),
 }

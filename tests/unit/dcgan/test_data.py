@@ -25,7 +25,7 @@ from filelock import FileLock
 from PIL import Image
 from torchvision.datasets import MNIST
 
-from dcgan import data, mnist_mini
+from dcgan import data, downloads, mnist_mini
 from dcgan.config import TrainConfig
 from dcgan.data import (
     DATASETS,
@@ -175,7 +175,7 @@ def test_source_takes_what_matters_from_the_config() -> None:
     ("dataset", "split", "message"),
     [
         ("mnist-mini", "valid", "split is 'valid'; allowed: train, validation, test"),
-        ("celeba", "train", "dataset is 'celeba'; allowed: mnist, mnist-mini"),
+        ("faces", "train", "dataset is 'faces'; allowed: mnist, mnist-mini"),
     ],
 )
 def test_unknown_names_are_refused(dataset: str, split: str, message: str) -> None:
@@ -249,11 +249,11 @@ def files(monkeypatch: pytest.MonkeyPatch) -> dict[str, bytes]:
     )
     made = dict(zip(NAMES, contents, strict=True))
     monkeypatch.setattr(
-        data,
+        downloads,
         "MNIST_SHA256",
         {name: hashlib.sha256(content).hexdigest() for name, content in made.items()},
     )
-    monkeypatch.setattr(data, "MNIST_VALIDATION", VALIDATION)
+    monkeypatch.setattr(downloads, "MNIST_VALIDATION", VALIDATION)
     monkeypatch.setattr(
         MNIST, "mirrors", ["http://127.0.0.1:9/"]
     )  # closed: no test reaches the network
@@ -272,9 +272,9 @@ def raw(files: dict[str, bytes], tmp_path: Path) -> Path:
 
 
 def test_real_names_and_hashes_are_pinned() -> None:
-    assert tuple(data.MNIST_SHA256) == NAMES
-    assert all(re.fullmatch("[0-9a-f]{64}", digest) for digest in data.MNIST_SHA256.values())
-    assert data.MNIST_VALIDATION == 10_000
+    assert tuple(downloads.MNIST_SHA256) == NAMES
+    assert all(re.fullmatch("[0-9a-f]{64}", digest) for digest in downloads.MNIST_SHA256.values())
+    assert downloads.MNIST_VALIDATION == 10_000
 
 
 @pytest.mark.usefixtures("raw")
@@ -410,10 +410,10 @@ CHILD = """
 import hashlib, json, sys
 from pathlib import Path
 from torchvision.datasets import MNIST
-from dcgan import data
+from dcgan import data, downloads
 told = json.loads(sys.argv[1])
 MNIST.mirrors, MNIST.resources = [told["mirror"]], told["resources"]
-data.MNIST_SHA256, data.MNIST_VALIDATION = told["sha256"], told["validation"]
+downloads.MNIST_SHA256, downloads.MNIST_VALIDATION = told["sha256"], told["validation"]
 print("ready", flush=True)
 sys.stdin.readline()
 source = data.Source("mnist", data_dir=Path(told["data_dir"]))
@@ -427,7 +427,7 @@ def mirror(files: dict[str, bytes]) -> Iterator[tuple[str, dict[str, bytes], Cou
     """A web server of the four files, compressed: its address, what it serves, and how often each
     was downloaded."""
     packed = {f"/{name}.gz": gzip.compress(content) for name, content in files.items()}
-    downloads: Counter[str] = Counter()
+    counts: Counter[str] = Counter()
 
     class Handler(BaseHTTPRequestHandler):
         def do_GET(self) -> None:
@@ -435,7 +435,7 @@ def mirror(files: dict[str, bytes]) -> Iterator[tuple[str, dict[str, bytes], Cou
             if (
                 self.headers["Method"] != "HEAD"
             ):  # torchvision first looks for redirects, by a GET so labelled
-                downloads[self.path] += 1
+                counts[self.path] += 1
             self.send_response(200)
             self.send_header("Content-Length", str(len(packed[self.path])))
             self.end_headers()
@@ -447,7 +447,7 @@ def mirror(files: dict[str, bytes]) -> Iterator[tuple[str, dict[str, bytes], Cou
     with ThreadingHTTPServer(("127.0.0.1", 0), Handler) as server:
         thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.05})
         thread.start()
-        yield f"http://127.0.0.1:{server.server_port}/", packed, downloads
+        yield f"http://127.0.0.1:{server.server_port}/", packed, counts
         server.shutdown()
         thread.join()
 
@@ -463,7 +463,7 @@ def test_two_processes_fetch_each_file_once(
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    address, packed, downloads = mirror
+    address, packed, counts = mirror
     resources = [(path[1:], hashlib.md5(content).hexdigest()) for path, content in packed.items()]
     monkeypatch.setattr(MNIST, "mirrors", [address])
     monkeypatch.setattr(MNIST, "resources", resources)
@@ -471,7 +471,7 @@ def test_two_processes_fetch_each_file_once(
     told = {
         "mirror": address,
         "resources": resources,
-        "sha256": data.MNIST_SHA256,
+        "sha256": downloads.MNIST_SHA256,
         "validation": VALIDATION,
         "data_dir": str(data_dir),
     }
@@ -496,7 +496,7 @@ def test_two_processes_fetch_each_file_once(
         MINI["test_images"][:TEST],
     )
     assert here == there == [hashlib.sha256(part.tobytes()).hexdigest() for part in parts]
-    assert downloads == dict.fromkeys(packed, 1)
+    assert counts == dict.fromkeys(packed, 1)
     assert {name: (data_dir / "MNIST/raw" / name).read_bytes() for name in NAMES} == files
 
 
@@ -505,12 +505,12 @@ def test_a_damaged_download_is_not_taken(
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    address, packed, downloads = mirror
+    address, packed, counts = mirror
     monkeypatch.setattr(MNIST, "mirrors", [address])
     monkeypatch.setattr(MNIST, "resources", [(path[1:], "0" * 32) for path in packed])
     with pytest.raises(FileNotFoundError, match=r"(?s)could not be fetched\..*corrupted"):
         load(Source("mnist", data_dir=tmp_path), "train")
-    assert downloads.total() == 1
+    assert counts.total() == 1
 
 
 def test_a_file_that_another_process_is_writing_is_waited_for(tmp_path: Path, raw: Path) -> None:

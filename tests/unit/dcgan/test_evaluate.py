@@ -30,7 +30,8 @@ from dcgan.evaluate import (
 )
 from dcgan.models import build
 from dcgan.schema import COLUMNS
-from dcgan.yardstick import PATH, Extracted, Yardstick, extract, fold, load_yardstick, unpack
+from dcgan.weights import unpack
+from dcgan.yardstick import PATH, SHA256, Extracted, Yardstick, extract, fold, load_yardstick
 
 CPU = torch.device("cpu")
 MINI = Source("mnist-mini")
@@ -42,9 +43,10 @@ import dcgan.evaluate
 from dcgan.data import Source
 torch.set_num_threads(1)
 if sys.argv[2] == "read":
-    dcgan.evaluate.load_yardstick = lambda device: sys.exit("it was worked out")
+    dcgan.evaluate.extract = lambda *given: sys.exit("it was worked out")
 reference = dcgan.evaluate.load_reference(Source("mnist-mini"), "validation")
-torch.save(reference._asdict() | {"gaussian": tuple(reference.gaussian)}, sys.argv[1])
+content = {name: getattr(reference, name) for name in dcgan.evaluate.SAVED}
+torch.save(content | {"gaussian": tuple(reference.gaussian)}, sys.argv[1])
 """
 
 
@@ -56,10 +58,11 @@ def files(data_dir: Path) -> list[Path]:
 def assert_same(found: Reference, expected: Reference) -> None:
     """Every field to the last bit."""
     assert isinstance(found.gaussian, metrics.Gaussian)
-    for name, value in expected._asdict().items():
-        ours = getattr(found, name)
+    assert found.yardstick.sha256 == expected.yardstick.sha256
+    for name in evaluate.SAVED:
+        ours, value = getattr(found, name), getattr(expected, name)
         assert type(ours) is type(value), name
-        if isinstance(value, str | float):
+        if isinstance(value, str | float | int):
             assert ours == value, name
             continue
         for a, b in zip(
@@ -103,14 +106,15 @@ def place(made: tuple[Reference, Path], data_dir: Path) -> Path:
 def no_work(monkeypatch: pytest.MonkeyPatch) -> Callable[[], None]:
     """Once called, no image gets through the yardstick."""
 
-    def refuse(device: torch.device) -> Yardstick:
+    def refuse(net: Yardstick, images: Tensor) -> Extracted:
         pytest.fail("it was worked out")
 
-    return lambda: monkeypatch.setattr(evaluate, "load_yardstick", refuse)
+    return lambda: monkeypatch.setattr(evaluate, "extract", refuse)
 
 
-def key(source: Source, split: str) -> str:
-    return reference_key(source, split, 2000)
+def key(source: Source, split: str, count: int = 2000, extractor: str = SHA256) -> str:
+    images = load_split(source, split).images[:count]
+    return reference_key(source, split, images, extractor)
 
 
 # What a reference holds
@@ -120,7 +124,7 @@ def test_a_reference_describes_its_split(made: tuple[Reference, Path]) -> None:
     reference, _ = made
     real, train = (load_split(MINI, split).images for split in ("validation", "train"))
     features, of_train = (
-        extract(load_yardstick(CPU), images[:2000]).features for images in (real, train)
+        extract(load_yardstick(MINI), images[:2000]).features for images in (real, train)
     )
     assert reference.split == "validation"
     assert torch.equal(reference.features, features)
@@ -186,7 +190,8 @@ def loaded_elsewhere(process: subprocess.Popen[str], out: Path) -> Reference:
     _, errors = process.communicate(timeout=200)
     assert (process.returncode, errors) == (0, "")
     saved = torch.load(out, weights_only=True)
-    return Reference(**saved | {"gaussian": metrics.Gaussian(*saved["gaussian"])})
+    saved["gaussian"] = metrics.Gaussian(*saved["gaussian"])
+    return Reference(**saved, yardstick=load_yardstick(MINI))
 
 
 def test_another_process_reads_the_same_bits(
@@ -240,7 +245,7 @@ def test_a_damaged_file_is_worked_out_and_written_again(
     place.write_bytes(damage(made[1].read_bytes()))
     assert_same(load_reference(MINI, "validation"), made[0])
     assert files(data_dir) == [place]
-    assert checkpoint.read(place).keys() == set(Reference._fields)
+    assert checkpoint.read(place).keys() == set(evaluate.SAVED)
     load_reference.cache_clear()
     no_work()
     assert_same(load_reference(MINI, "validation"), made[0])
@@ -265,7 +270,7 @@ def test_a_whole_file_of_other_fields_is_worked_out_and_written_again(
     checkpoint.write(place, forge(checkpoint.read(made[1])))
     assert checkpoint.read(place).keys() != set(Reference._fields)
     assert_same(load_reference(MINI, "validation"), made[0])
-    assert checkpoint.read(place).keys() == set(Reference._fields)
+    assert checkpoint.read(place).keys() == set(evaluate.SAVED)
     load_reference.cache_clear()
     no_work()
     assert_same(load_reference(MINI, "validation"), made[0])
@@ -319,12 +324,22 @@ def test_the_key_does_not_depend_on_where_the_data_lie(tmp_path: Path) -> None:
 
 
 def test_the_key_depends_on_the_data_set() -> None:
-    """Of two with images of one shape, and as many of them."""
-    assert reference_key(Source("mnist"), "validation", 2000) != key(MINI, "validation")
+    """Of two with the same images."""
+    images = load_split(MINI, "validation").images
+    other = reference_key(Source("mnist"), "validation", images, SHA256)
+    assert other != key(MINI, "validation")
 
 
-def test_the_key_depends_on_the_number_of_images() -> None:
-    assert reference_key(MINI, "validation", 1000) != reference_key(MINI, "validation", 2000)
+def test_the_key_depends_on_the_images() -> None:
+    """A person's folder may have others today."""
+    images = load_split(MINI, "validation").images.clone()
+    images[3, 0, 14, 14] += 1
+    changed = reference_key(MINI, "validation", images, SHA256)
+    assert len({changed, key(MINI, "validation"), key(MINI, "validation", 1000)}) == 3
+
+
+def test_the_key_depends_on_the_yardstick() -> None:
+    assert key(MINI, "validation", extractor="0" * 64) != key(MINI, "validation")
 
 
 def test_the_key_depends_on_the_number_of_threads() -> None:
@@ -340,7 +355,6 @@ def test_the_key_depends_on_the_number_of_threads() -> None:
     ("name", "value"),
     [
         ("torch.__version__", "2.0.0"),
-        ("dcgan.evaluate.SHA256", "0" * 64),
         ("dcgan.evaluate.PROTOCOL_VERSION", 0),
         ("dcgan.evaluate.get_cpu_capability", lambda: "none"),
         ("dcgan.evaluate.device_name", lambda device: "another"),
@@ -507,19 +521,24 @@ def test_path_length_is_of_32_great_circles_in_8_steps(monkeypatch: pytest.Monke
         t = np.linspace(0, 1, 8)[:, None]
         path = (np.sin((1 - t) * angle) * start + np.sin(t * angle) * end) / np.sin(angle)
         lengths.append(np.linalg.norm(np.diff(path, axis=0), axis=1).sum())
-    assert path_length(generate(Echo(), circles(20, CPU))) == pytest.approx(
+    assert path_length(generate(Echo(), circles(20, CPU)), load_yardstick(MINI)) == pytest.approx(
         np.mean(lengths), rel=1e-5
     )
 
 
 def test_path_length_of_a_generator_that_ignores_its_noise_is_0() -> None:
-    assert path_length(generate(Steep(0), circles(100, CPU))) == pytest.approx(0, abs=1e-3)
-    assert path_length(generate(Album(1), circles(100, CPU))) == pytest.approx(0, abs=1e-3)
+    assert path_length(
+        generate(Steep(0), circles(100, CPU)), load_yardstick(MINI)
+    ) == pytest.approx(0, abs=1e-3)
+    assert path_length(
+        generate(Album(1), circles(100, CPU)), load_yardstick(MINI)
+    ) == pytest.approx(0, abs=1e-3)
 
 
 def test_path_length_grows_with_how_steeply_images_follow_the_noise() -> None:
     gentle, even, steep = (
-        path_length(generate(Steep(scale), circles(100, CPU))) for scale in (0.03, 0.3, 30)
+        path_length(generate(Steep(scale), circles(100, CPU)), load_yardstick(MINI))
+        for scale in (0.03, 0.3, 30)
     )
     assert 0.01 < gentle < even / 2
     assert even < steep
@@ -527,7 +546,8 @@ def test_path_length_grows_with_how_steeply_images_follow_the_noise() -> None:
 
 def test_path_length_grows_with_jumps() -> None:
     one, two, many = (
-        path_length(generate(Album(pages), circles(100, CPU))) for pages in (1, 2, 300)
+        path_length(generate(Album(pages), circles(100, CPU)), load_yardstick(MINI))
+        for pages in (1, 2, 300)
     )
     assert one < two < many / 2
 
@@ -539,11 +559,11 @@ def test_path_length_is_repeatable_and_leaves_everything_as_it_was(training: boo
     ].train(training)
     before, stream = copy.deepcopy(generator.state_dict()), torch.get_rng_state()
     noise = evaluation_noise(64, 100, CPU).clone()
-    first = path_length(generate(generator, circles(100, CPU)))
+    first = path_length(generate(generator, circles(100, CPU)), load_yardstick(MINI))
     torch.manual_seed(77)
-    assert path_length(generate(generator, circles(100, CPU))) == first > 0
+    assert path_length(generate(generator, circles(100, CPU)), load_yardstick(MINI)) == first > 0
     torch.set_rng_state(stream)
-    path_length(generate(generator, circles(100, CPU)))
+    path_length(generate(generator, circles(100, CPU)), load_yardstick(MINI))
     assert torch.equal(torch.get_rng_state(), stream)
     assert torch.equal(evaluation_noise(64, 100, CPU), noise)
     assert generator.training == training
@@ -568,7 +588,7 @@ def test_evaluate_gives_every_quality_column_and_no_other(made: tuple[Reference,
     assert all(np.isfinite(value) for value in row.values())
     images = generate(generator, evaluation_noise(120, 9, CPU))
     assert row == score(images, reference) | {
-        "path_length": path_length(generate(generator, circles(9, CPU)))
+        "path_length": path_length(generate(generator, circles(9, CPU)), load_yardstick(MINI))
     }
     assert row["sharpness"] == evaluate.mean_energy(images) / made[0].energy
     assert {"confident_share", "sharpness", "path_length"} < row.keys() - evaluate.protocol(
@@ -590,7 +610,7 @@ def test_the_loaded_yardstick_is_the_shipped_network_without_its_batch_norms() -
     shipped.load_state_dict(unpack(PATH.read_bytes()))
     shipped.eval()
     assert len(norms(shipped)) == 4
-    loaded = load_yardstick(CPU)
+    loaded = load_yardstick(MINI)
     assert norms(loaded) == []
     images = load_split(MINI, "test").images[:500].double().div(127.5).sub(1).float()
     with torch.inference_mode():

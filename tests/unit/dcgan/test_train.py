@@ -114,7 +114,8 @@ def lanes_of(*arguments: object) -> list[TrainConfig]:
 
 @pytest.mark.usefixtures("other_loss")
 def test_every_setting_has_a_flag() -> None:
-    assert set(OTHER) == {field.name for field in dataclasses.fields(TrainConfig)}
+    # of the classes the data set decides
+    assert {*OTHER, "classes"} == {field.name for field in dataclasses.fields(TrainConfig)}
     baseline = TrainConfig().to_dict()
     for name, value in OTHER.items():
         flag = "--" + name.replace("_", "-")
@@ -145,7 +146,7 @@ def test_flags_win_over_the_file_over_the_defaults(tmp_path: Path) -> None:
 def test_a_resumed_run_keeps_its_config(tmp_path: Path) -> None:
     (tmp_path / "params.json").write_text(json.dumps(OTHER))
     (lane,) = lanes_of("--resume", "--out", tmp_path, "--epochs", 30)
-    assert lane.to_dict() == OTHER | {"epochs": 30}
+    assert lane.to_dict() == OTHER | {"classes": 10, "epochs": 30}
 
 
 def test_replicas_are_lanes_of_consecutive_seeds(tmp_path: Path) -> None:
