@@ -48,7 +48,10 @@ STD = f"{METRIC}_std"
 one."""
 PROTOCOL = ["dataset", "image_size", "channels", "eval_split", "eval_samples", "extractor"]
 """Columns that say what a score is a score of: only where all are equal do scores compare."""
-SAME = ("epoch", "images_seen", "eval_seed", "eval_samples", "fid_real", "threads", *TEXTS)
+SAME = (
+    *("epoch", "images_seen", "eval_seed", "eval_samples", "fid_real", "extractor_accuracy"),
+    *("threads", *TEXTS),
+)
 """Results that all lanes of a trial share."""
 NO_SETTINGS = (*KNOWN, STD, "run", "trial", "status", "error")
 """Columns of a frame that no setting is."""

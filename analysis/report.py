@@ -32,6 +32,7 @@ from analysis.load import (
     is_trial,
     load_trials,
     local,
+    over_lanes,
     read_search,
     run_names,
     settings_of,
@@ -42,6 +43,7 @@ from dcgan.schema import (
     ANSWER_FILE,
     BEST_SAMPLES,
     CONFIRM_FOLDER,
+    LABEL_COLUMNS,
     REPORT_FILE,
     SAMPLES_FOLDER,
     SEARCH_FILE,
@@ -150,11 +152,36 @@ def read_group(runs: Sequence[Run]) -> tuple[dict[str, Any], pd.DataFrame]:
     verdicts = claims.verdicts(frame)
     answer = shared | {
         "best": first[0]["best"] if first else None,
+        "labels": labels_answer(frame, shared["metric"], shared["mode"]),
         "runs": [run.answer for run in runs],
         "verdicts": verdicts["verdict"].value_counts().to_dict(),
         "claims": cli.records(verdicts),
     }
     return answer, verdicts
+
+
+def labels_answer(frame: pd.DataFrame, metric: str, mode: str) -> dict[str, Any] | None:
+    """What nets that are given labels gain: their trials beside those without, and how well the
+    best one makes what it is asked for, at its first epoch and at its best. None without such
+    nets."""
+    if "conditional" not in frame or "label_accuracy" not in frame:
+        return None
+    given = frame[frame["conditional"].ne("none") & frame["label_accuracy"].notna()]
+    best = tables.best_of(tables.ranking(given, [], metric, mode)) if len(given) else None
+    if best is None:
+        return None
+    rows = over_lanes(given[(given["run"] == best["run"]) & (given["trial"] == best["trial"])])
+    shown = [name for name in ("epoch", metric, *LABEL_COLUMNS) if name in rows]
+    epochs = rows[rows["epoch"].isin([1, best["best_epoch"]])][shown]
+    levels = frame["conditional"].nunique() > 1
+    compared = tables.compare(frame, "conditional", metric, mode) if levels else None
+    return {
+        "run": best["run"],
+        "trial": best["trial"],
+        "epochs": cli.records(epochs),
+        "levels": [] if compared is None else cli.records(compared),
+        "units": "" if compared is None else compared.attrs["units"],
+    }
 
 
 def read_run(path: str, name: str, folder: Path) -> Run:
@@ -358,6 +385,7 @@ def fill(report: Report, form: str, filters: Mapping[str, Callable[..., Any]], *
     environment.filters |= {
         "anchor": lambda title: re.sub(r"\W+", "-", title).strip("-").lower(),
         "cell": lambda value, name: tables.cell(name, value),
+        "spread": cli.spread,
         "pick": lambda pictures, names: [pictures[name] for name in names if name in pictures],
         **filters,
     }

@@ -32,9 +32,11 @@ from dcgan.schema import (
     ANSWER_FILE,
     BEST_FILE,
     BEST_SAMPLES,
+    CARD_FILE,
     CHECKPOINT_FILE,
     CONFIRM_FOLDER,
     METRIC,
+    MODEL_FOLDER,
     PARAMS_FILE,
     REPORT_FILE,
     ROWS_FILE,
@@ -43,6 +45,7 @@ from dcgan.schema import (
     STATUS_OF_STATE,
     STUDY_FILE,
     TABLE_FILE,
+    WEIGHTS_FILE,
     Row,
     samples_name,
 )
@@ -60,6 +63,8 @@ ANSWERS = (TABLE_FILE, "table.md", BEST_FILE, "best.png", "confirm.csv", "confir
 """What a search found."""
 REPORTS = (REPORT_FILE, ANSWER_FILE, "report.md")
 """The same, but for the time at which they were made."""
+MODEL = tuple(f"{MODEL_FOLDER}/{name}" for name in (WEIGHTS_FILE, PARAMS_FILE, CARD_FILE))
+"""The best generator, for others."""
 BEST = 5  # trials whose samples are shown side by side
 CHARTS = {
     "Quality": (METRIC, "sample_coverage", "sharpness", "path_length"),
@@ -301,7 +306,9 @@ class Tracker:
         best = self.folder / ranked[0]["trial"]
         log = {
             "table": lambda run: self.log_table(run, table, ranked),
-            "model": lambda run: self.log_artifact(run, "model", [best / CHECKPOINT_FILE]),
+            "model": lambda run: self.log_artifact(
+                run, "model", [best / CHECKPOINT_FILE, *self.files(MODEL)]
+            ),
             "answer": lambda run: self.log_artifact(run, "answer", self.files(ANSWERS + REPORTS)),
         }
         content = b"".join(path.read_bytes() for path in self.files(ANSWERS))

@@ -5,7 +5,7 @@ number, for ONNX Runtime), `params.json` (the settings) and `README.md` (a model
 licence, how good the images are and how that was measured, how to make some). `dcgan.sample` draws
 from it as from a run.
 
-Needs the packages of the extra `export`: `pip install dcgan-tune[export]`.
+ONNX needs a package of the extra `export`: `pip install dcgan-tune[export]`.
 """
 
 import contextlib
@@ -27,16 +27,21 @@ from dcgan.files import replace
 from dcgan.models import Generator
 from dcgan.schema import (
     ANSWER_FILE,
+    CARD_FILE,
     COLUMNS,
+    LABEL_COLUMNS,
     ONNX_FILE,
     PARAMS_FILE,
     SEARCH_FILE,
     WEIGHTS_FILE,
     Row,
 )
+from dcgan.weights import pack
 
-CARD_FILE = "README.md"
-SHOWN = ("fid", "kid", "sample_precision", "sample_recall", "classifier_score", "digits_covered")
+SHOWN = (
+    *("fid", "kid", "sample_precision", "sample_recall", "classifier_score", "digits_covered"),
+    *LABEL_COLUMNS,
+)
 
 
 def main() -> None:
@@ -64,14 +69,23 @@ def export(run: Path, out: Path, *, last: bool = False) -> list[Path]:
         ValueError: the checkpoint or the search's answer is damaged, or the latter names no trial.
         OSError: a package of the extra is missing, or the folder cannot be written.
     """
-    confirmed: dict[str, Any] = {}
-    if (run / SEARCH_FILE).is_file():
-        run, confirmed = best_of_search(run)
-    generator, config, epoch = checkpoint.load_generator(run, last=last)
+    trial, confirmed = best_of_search(run) if (run / SEARCH_FILE).is_file() else (run, {})
+    generator, config, _ = checkpoint.load_generator(trial, last=last)
+    onnx = as_onnx(generator, config)
+    files = export_weights(trial, out, confirmed, last=last)
+    replace(out / ONNX_FILE, onnx)
+    return [*files, out / ONNX_FILE]
+
+
+def export_weights(
+    trial: Path, out: Path, confirmed: dict[str, Any], *, last: bool = False
+) -> list[Path]:
+    """Writes the files but ONNX's, which need no further package. `confirmed` is what the confirm
+    stage found of the trial's settings. Returns and raises as `export`."""
+    generator, config, epoch = checkpoint.load_generator(trial, last=last)
     contents = {
-        WEIGHTS_FILE: as_safetensors(generator),
-        ONNX_FILE: as_onnx(generator, config),
-        CARD_FILE: card(config, row_of(run, config, epoch), confirmed, epoch).encode(),
+        WEIGHTS_FILE: pack(generator.state_dict()),
+        CARD_FILE: card(config, row_of(trial, config, epoch), confirmed, epoch).encode(),
     }
     out.mkdir(parents=True, exist_ok=True)
     for name, content in contents.items():
@@ -96,15 +110,6 @@ def best_of_search(folder: Path) -> tuple[Path, dict[str, Any]]:
             f"{file} is damaged, or no trial has finished ({error!r}); make it again by python -m "
             f"analysis.report, or name the folder of a trial"
         ) from error
-
-
-def as_safetensors(generator: Generator) -> bytes:
-    """The weights."""
-    with needed("safetensors"):
-        from safetensors.torch import save
-    weights = {name: weight.contiguous() for name, weight in generator.state_dict().items()}
-    content: bytes = save(weights)
-    return content
 
 
 def as_onnx(generator: Generator, config: TrainConfig) -> bytes:
@@ -171,8 +176,15 @@ def card(config: TrainConfig, row: Row, confirmed: dict[str, Any], epoch: int) -
     given = '"noise": noise'
     if config.label_size:
         given += f', "labels": numpy.arange(64) % {config.label_size}'
+    accuracy = ""
+    if "extractor_accuracy" in row:  # rows of earlier versions lack it
+        accuracy = f", which is right for {row['extractor_accuracy']:.1%} of real images"
     settings = [f"| {name} | {value} |" for name, value in config.to_dict().items()]
-    scores = [f"| {name} | {row[name]:.4g} | {COLUMNS[name]} |" for name in SHOWN if name in row]
+    scores = [
+        f"| {name} | {row[name]:.4g} | {(COLUMNS | LABEL_COLUMNS)[name]} |"
+        for name in SHOWN
+        if name in row
+    ]
     return "\n".join(
         [
             f"# A DCGAN that makes images of {config.dataset}, {shape}, "
@@ -190,8 +202,8 @@ def card(config: TrainConfig, row: Row, confirmed: dict[str, Any], epoch: int) -
             "",
             f"Of {row['eval_samples']:,} images from fixed noise, against the {row['eval_split']} "
             f"split of the data, on features of the classifier {row['extractor']} (values of other "
-            f"extractors, such as Inception, do not compare); as many real images get a fid of "
-            f"{row['fid_real']:.3g}.",
+            f"extractors, such as Inception, do not compare){accuracy}; as many real images get a "
+            f"fid of {row['fid_real']:.3g}.",
             "",
             "| metric | value | |",
             "|---|---|---|",

@@ -16,7 +16,7 @@ Net = TypeVar("Net", bound=nn.Module)
 
 TURNS = 4  # classes of a data set without labels: by quarters of a turn
 RECIPE: dict[str, Any] = {"epochs": 12, "batch_size": 128, "learning_rate": 4e-3, "seed": 0}
-LEAST_UPDATES, MOST_UPDATES = 1500, 4700  # of a small, or large, data set: in more or fewer epochs
+LEAST_UPDATES, MOST_UPDATES = 600, 2400  # of a small, or large, data set: in more or fewer epochs
 
 
 def recipe_for(images: int) -> dict[str, Any]:

@@ -124,6 +124,7 @@ ANSWER_FILE: Final = "answer.json"  # all that the report says, for programs
 DRIVER_FILE: Final = "driver.txt"  # in a storage: names the process that decides
 LOCK_FILE: Final = ".lock"
 YARDSTICK_FILE: Final = "yardstick.safetensors"  # of a data set without a shipped one
+MODEL_FOLDER: Final = "model"  # the best generator, as `dcgan.export` writes it, without ONNX
 CONFIRM_FOLDER: Final = "confirm"  # the confirm stage, laid out like a search
 
 # Files of a trial's, or a single run's, folder
@@ -132,6 +133,7 @@ ROWS_FILE: Final = "result.json"  # JSON lines: a row per lane and epoch
 CHECKPOINT_FILE: Final = "checkpoint.pt"
 WEIGHTS_FILE: Final = "generator.safetensors"  # of an exported generator
 ONNX_FILE: Final = "generator.onnx"
+CARD_FILE: Final = "README.md"  # of an exported generator
 ERROR_FILE: Final = "error.txt"  # why the trial failed
 TEST_FILE: Final = "test.json"  # of the confirm stage: scores on the test split
 SAMPLES_FOLDER: Final = "samples"  # pictures from fixed noise

@@ -20,6 +20,7 @@ import itertools
 import json
 import platform
 import sys
+import time
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -53,6 +54,7 @@ FEATURES = 128
 SIZE = 28  # pixels a side that the digits' network was trained on
 MOST_SIZE = 32  # that another is trained on
 VERSION = 1  # to be raised when a yardstick is trained in another way
+SECONDS_BETWEEN_LINES = 10.0  # of progress
 HANDED: dict[str, bytes] = {}
 """Weights by data set that another process has trained and handed to this one."""
 
@@ -225,12 +227,20 @@ def trained_weights(source: Source, split: Split) -> bytes:
     labelled = dataset_of(source).classes > 1
     aim = "classes" if labelled else "turns, since it has no labels"
     print(f"training the yardstick of {source.dataset} on its {aim}, once", file=sys.stderr)
+    shown = time.monotonic()
+
+    def log(text: str) -> None:
+        nonlocal shown
+        if time.monotonic() > shown + SECONDS_BETWEEN_LINES:
+            shown = time.monotonic()
+            print(f"  {text}", file=sys.stderr, flush=True)
+
     trained = fit(
         split,
         **recipe_for(len(split.images)),
         build=functools.partial(own_yardstick, source),
         turned=not labelled,
-        log=lambda _: None,
+        log=log,
     )
     return pack({name: tensor.cpu() for name, tensor in trained.state_dict().items()})
 

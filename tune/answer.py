@@ -10,12 +10,14 @@ from analysis.cli import rounded
 from dcgan import checkpoint
 from dcgan.config import read_lanes, write_lanes
 from dcgan.data import load_split, to_unit_range
+from dcgan.export import best_of_search, export_weights
 from dcgan.images import interpolate, sample_grid, save_grid
 from dcgan.schema import (
     BEST_FILE,
     CHECKPOINT_FILE,
     ERROR_FILE,
     METRIC,
+    MODEL_FOLDER,
     STUDY_FILE,
     TRIALS_PATTERN,
 )
@@ -88,6 +90,14 @@ def write_page(plan: Plan) -> None:
     plan.store.put()
     page = report.write([plan.location], plan.folder, page_only=True)
     print(f"\nreport: {plan.location}/{page.name}")
+
+
+def write_model(plan: Plan) -> None:
+    """Writes the best generator for others, with its card, and prints where it is."""
+    trial, confirmed = best_of_search(plan.folder)
+    plan.store.get(f"{trial.name}/{CHECKPOINT_FILE}")
+    export_weights(trial, plan.folder / MODEL_FOLDER, confirmed)
+    print(f"model:  {plan.location}/{MODEL_FOLDER}")
 
 
 def report_command(plan: Plan) -> str:

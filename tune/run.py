@@ -47,7 +47,13 @@ def search(plan: Plan, options: Options, record: dict[str, Any]) -> int:
     """Runs a plan, of which `search.json` keeps the record, from its first trial to the report;
     returns the exit code."""
     from analysis.tracker import wanted_mode
-    from tune.answer import print_answer, print_confirmed, report_command, write_page
+    from tune.answer import (
+        print_answer,
+        print_confirmed,
+        report_command,
+        write_model,
+        write_page,
+    )
     from tune.confirm import train_again
     from tune.ledger import retry_failed
     from tune.progress import Progress
@@ -68,6 +74,7 @@ def search(plan: Plan, options: Options, record: dict[str, Any]) -> int:
             interrupted = stop.asked
             if found and options.report and not interrupted:
                 write_page(plan)
+                write_model(plan)
             plan.store.put()
     except KeyboardInterrupt:  # before Ray was up, or for the second time
         found, interrupted = False, True

@@ -111,7 +111,8 @@ def test_the_search_is_a_run_with_its_answer(tracked: Tracked) -> None:
     assert summary.summary["best/fid"] == pytest.approx(table["fid"][0])
     finished = table.dropna(subset="rank")
     assert summary.history[0]["best trials.captions"] == list(finished["trial"][:5])
-    assert summary.artifacts["model"] == {"checkpoint.pt"}
+    exported = {"generator.safetensors", "params.json", "README.md"}
+    assert summary.artifacts["model"] == {"checkpoint.pt", *exported}
     answer = {"table.csv", "best.json", "confirm.md", "report.html", "answer.json"}
     assert answer <= summary.artifacts["answer"]
     assert any(file.startswith("media/images/settings") for file in summary.files)

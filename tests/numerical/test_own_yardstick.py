@@ -69,11 +69,11 @@ def test_the_recipe_takes_as_many_updates_as_a_small_or_large_set_needs(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     monkeypatch.undo()
-    assert recipe_for(50_000) == RECIPE
+    assert recipe_for(20_000) == RECIPE
     for images in (40, 1000, 8000, 50_000, 102_800, 162_770):
         recipe = recipe_for(images)
         updates = recipe["epochs"] * (images // recipe["batch_size"])
-        assert 1500 <= updates <= 4700
+        assert 600 <= updates <= 2400
         assert recipe["batch_size"] == min(128, images)
 
 
