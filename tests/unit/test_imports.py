@@ -34,7 +34,7 @@ TOOLS = {
         f"dcgan.{name}"
         for name in ("files", "store", "graph", "precision", "memory", "images", "streams", "ways")
     ),
-    *("dcgan.cli", "analysis.cli"),
+    *("dcgan.cli", "dcgan.power", "analysis.cli"),
 }
 """Small tools that anyone may use."""
 
