@@ -70,6 +70,8 @@ def load_averages(folder: Path | str, epoch: int) -> list[dict[str, Any]]:
     if not path.is_file():
         raise FileNotFoundError(f"no snapshot of averages at {path}")
     states: list[dict[str, Any]] = read(path).get("states", [])
+    if not states:
+        raise ValueError(f"{path} is no snapshot of this run's averages")
     return states
 
 

@@ -68,10 +68,17 @@ def export(run: Path, out: Path, *, last: bool = False) -> list[Path]:
     if (run / SEARCH_FILE).is_file():
         run, confirmed = best_of_search(run)
     generator, config, epoch = checkpoint.load_generator(run, last=last)
+    which = f"The generator of epoch {epoch}"
+    row = row_of(run, config, epoch)
+    return write(out, generator, config, card(config, row, said_of_confirmation(confirmed), which))
+
+
+def write(out: Path, generator: Generator, config: TrainConfig, card: str) -> list[Path]:
+    """Writes the files of a generator; returns their paths. OSError as of `export`."""
     contents = {
         WEIGHTS_FILE: as_safetensors(generator),
         ONNX_FILE: as_onnx(generator, config),
-        CARD_FILE: card(config, row_of(run, config, epoch), confirmed, epoch).encode(),
+        CARD_FILE: card.encode(),
     }
     out.mkdir(parents=True, exist_ok=True)
     for name, content in contents.items():
@@ -164,8 +171,9 @@ def row_of(run: Path, config: TrainConfig, epoch: int) -> Row:
     return dict(row)
 
 
-def card(config: TrainConfig, row: Row, confirmed: dict[str, Any], epoch: int) -> str:
-    """The model card, Markdown."""
+def card(config: TrainConfig, row: Row, trust: str, which: str) -> str:
+    """The model card, Markdown, with what is said of how far to trust the row's numbers, and which
+    of the run's generators it is."""
     data = DATASETS[config.dataset]
     shape = f"{config.image_size} × {config.image_size}"
     classes = f", of {config.classes} classes as asked" if config.classes else ""
@@ -179,8 +187,8 @@ def card(config: TrainConfig, row: Row, confirmed: dict[str, Any], epoch: int) -
             f"# A DCGAN that makes images of {config.dataset}, {shape}, "
             f"{config.channels} channel{'s' * (config.channels > 1)}",
             "",
-            f"The generator of epoch {epoch} of {config.epochs}, of seed {config.seed}, trained by "
-            "dcgan-tune. It makes images like those of its training data, and nothing else"
+            f"{which} of {config.epochs}, of seed {config.seed}, trained by dcgan-tune. It makes "
+            "images like those of its training data, and nothing else"
             f"{classes}.",
             "",
             "## Data",
@@ -198,7 +206,7 @@ def card(config: TrainConfig, row: Row, confirmed: dict[str, Any], epoch: int) -
             "|---|---|---|",
             *scores,
             "",
-            said_of_confirmation(confirmed),
+            trust,
             "",
             "## Images",
             "",
