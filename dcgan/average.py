@@ -26,6 +26,8 @@ from dcgan.state import to_device
 LENGTHS = (0.02, 0.03, 0.05, 0.07, 0.1, 0.14, 0.2, 0.28)
 LEAST_LENGTH = 0.01
 SHOWN = (METRIC, "kid", "sample_recall", "sample_coverage", "classifier_score", "sharpness")
+WIDTHS = {name: max(6, len(name)) for name in SHOWN}
+"""Of the table's columns."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -135,9 +137,9 @@ def score_averages(
 
 def line(row: Row) -> str:
     """A row of the table."""
-    values = [f"{row[name]:>{len(name)}.4g}" for name in SHOWN]
+    values = [f"{row[name]:>{width}.4g}" for name, width in WIDTHS.items()]
     error = f"{row['error']:.3f}" if "error" in row else ""
-    return "  ".join([f"{row['which']:<16}", *values, f"{error:>5}"])
+    return "  ".join([f"{row['which']:<16}", *values, error]).rstrip()
 
 
 def card(lane: Lane, best: Row, row: Row) -> str:
@@ -199,7 +201,8 @@ def main() -> None:
 def find_best(lane: Lane, lengths: Sequence[float], data_dir: Path | None) -> Row:
     """Scores all on the validation split, prints them as they come, and returns the best
     average's row."""
-    print("  ".join([f"{'validation split':<16}", *SHOWN, "error"]))
+    names = [f"{name:>{width}}" for name, width in WIDTHS.items()]
+    print("  ".join([f"{'validation split':<16}", *names, "error"]))
     score = Scorer(lane.config, data_dir, "validation")
     rows = score_averages(lane, lengths, score, lambda row: print(line(row), flush=True))
     best_epoch = min(lane.rows, key=lambda row: float(row[METRIC]))

@@ -19,7 +19,7 @@ from dcgan.average import Lane, average_of, read_lane
 from dcgan.config import TrainConfig, replicate
 from dcgan.loop import train
 from dcgan.power import exponent
-from dcgan.schema import AVERAGES_FOLDER, CHECKPOINT_FILE, Row
+from dcgan.schema import ANSWER_FILE, AVERAGES_FOLDER, CHECKPOINT_FILE, SEARCH_FILE, Row
 from dcgan.state import State, weights_to_evaluate
 
 TINY = TrainConfig(
@@ -125,15 +125,19 @@ def words(*arguments: object) -> list[str]:
     return ["average", *(str(argument) for argument in arguments)]
 
 
-def test_the_command_names_the_best_and_writes_it(
+def test_of_a_search_the_best_trials_best_average_is_named_and_written(
     followed: tuple[Path, Direct],
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
     capsys: pytest.CaptureFixture[str],
 ) -> None:
     out = tmp_path / "out"
+    search = tmp_path / "search"
+    shutil.copytree(followed[0], search / "trial_0007")
+    (search / SEARCH_FILE).write_text("{}")
+    (search / ANSWER_FILE).write_text('{"groups": [{"best": {"trial": "trial_0007"}}]}')
     lengths = ("--lengths", 0.05, 0.2)
-    monkeypatch.setattr(sys, "argv", words(followed[0], *lengths, "--lane", 1, "--out", out))
+    monkeypatch.setattr(sys, "argv", words(search, *lengths, "--lane", 1, "--out", out))
     dcgan.average.main()
     printed = capsys.readouterr().out
     table = {line[:16].strip(): line[16:].split() for line in printed.splitlines()}
