@@ -17,12 +17,13 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from torch import Tensor
 
 from dcgan.config import TrainConfig, read_lanes
 from dcgan.files import replace
 from dcgan.lanes import split_lane
 from dcgan.models import Generator
-from dcgan.schema import CHECKPOINT_FILE, WEIGHTS_FILE, Row
+from dcgan.schema import AVERAGES_FOLDER, CHECKPOINT_FILE, WEIGHTS_FILE, Row, averages_name
 from dcgan.weights import unpack
 
 VERSION = 4
@@ -51,6 +52,35 @@ def save(
     }
     write(path, content)
     return path
+
+
+def save_averages(folder: Path | str, epoch: int, states: Sequence[dict[str, Any]]) -> None:
+    """Writes an epoch's snapshot of the averages of G, before its checkpoint: after a kill between
+    the two, the epoch that is trained again writes the same."""
+    names = ("power_averages", "updates", "rngs")  # the latter for the number of lanes
+    content = [{name: state[name] for name in names} for state in states]
+    write(Path(folder) / AVERAGES_FOLDER / averages_name(epoch), {"states": content})
+
+
+def load_averages(folder: Path | str, epoch: int) -> list[dict[str, Any]]:
+    """The states of an epoch's snapshot. Raises as `load`."""
+    path = Path(folder) / AVERAGES_FOLDER / averages_name(epoch)
+    if not path.is_file():
+        raise FileNotFoundError(f"no snapshot of averages at {path}")
+    states: list[dict[str, Any]] = read(path).get("states", [])
+    if not states:
+        raise ValueError(f"{path} is no snapshot of this run's averages")
+    return states
+
+
+def lane_weights(states: Sequence[dict[str, Any]], lane: int, name: str) -> dict[str, Tensor]:
+    """A lane's own weights of a net of the states of a checkpoint or a snapshot."""
+    for state in states:
+        count = len(state["rngs"])
+        if lane < count:
+            return split_lane(state[name], lane, count)
+        lane -= count
+    raise ValueError(f"the states have no lane {lane} more")
 
 
 def write(path: Path, content: dict[str, Any]) -> None:

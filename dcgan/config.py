@@ -99,6 +99,9 @@ class TrainConfig:
     (CUDA)."""
     ema_decay: float = 0.0
     """Decay per update of the averaged copy of G that is evaluated; 0 evaluates G itself."""
+    snapshots_every: int = setting(0, least=0, most=MOST_EPOCHS)
+    """Epochs between snapshots of two averages of G, from which `dcgan.average` makes an average of
+    any length afterwards; 0 keeps none."""
     seed: int = setting(0, least=0, most=MOST_SEED)
     """Seed of the initial weights, the noise and the order of the data."""
 

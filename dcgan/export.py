@@ -70,23 +70,30 @@ def export(run: Path, out: Path, *, last: bool = False) -> list[Path]:
         OSError: a package of the extra is missing, or the folder cannot be written.
     """
     trial, confirmed = best_of_search(run) if (run / SEARCH_FILE).is_file() else (run, {})
-    generator, config, _ = checkpoint.load_generator(trial, last=last)
-    onnx = as_onnx(generator, config)
-    files = export_weights(trial, out, confirmed, last=last)
-    replace(out / ONNX_FILE, onnx)
-    return [*files, out / ONNX_FILE]
-
-
-def export_weights(
-    trial: Path, out: Path, confirmed: dict[str, Any], *, last: bool = False
-) -> list[Path]:
-    """Writes the files but ONNX's, which need no further package. `confirmed` is what the confirm
-    stage found of the trial's settings. Returns and raises as `export`."""
     generator, config, epoch = checkpoint.load_generator(trial, last=last)
-    contents = {
-        WEIGHTS_FILE: pack(generator.state_dict()),
-        CARD_FILE: card(config, row_of(trial, config, epoch), confirmed, epoch).encode(),
-    }
+    return write(out, generator, config, card_of(trial, config, epoch, confirmed))
+
+
+def export_weights(trial: Path, out: Path, confirmed: dict[str, Any]) -> list[Path]:
+    """Writes the files of a trial's best generator but ONNX's, which need no further package.
+    `confirmed` is what the confirm stage found of its settings. Returns and raises as `export`."""
+    generator, config, epoch = checkpoint.load_generator(trial)
+    return write(out, generator, config, card_of(trial, config, epoch, confirmed), onnx=False)
+
+
+def card_of(trial: Path, config: TrainConfig, epoch: int, confirmed: dict[str, Any]) -> str:
+    """The model card of an epoch's generator."""
+    trust, which = said_of_confirmation(confirmed), f"The generator of epoch {epoch}"
+    return card(config, row_of(trial, config, epoch), trust, which)
+
+
+def write(
+    out: Path, generator: Generator, config: TrainConfig, card: str, *, onnx: bool = True
+) -> list[Path]:
+    """Writes the files of a generator; returns their paths. OSError as of `export`."""
+    contents = {WEIGHTS_FILE: pack(generator.state_dict()), CARD_FILE: card.encode()}
+    if onnx:
+        contents[ONNX_FILE] = as_onnx(generator, config)
     out.mkdir(parents=True, exist_ok=True)
     for name, content in contents.items():
         replace(out / name, content)
@@ -169,8 +176,9 @@ def row_of(run: Path, config: TrainConfig, epoch: int) -> Row:
     return dict(row)
 
 
-def card(config: TrainConfig, row: Row, confirmed: dict[str, Any], epoch: int) -> str:
-    """The model card, Markdown."""
+def card(config: TrainConfig, row: Row, trust: str, which: str) -> str:
+    """The model card, Markdown, with what is said of how far to trust the row's numbers, and which
+    of the run's generators it is."""
     shape = f"{config.image_size} × {config.image_size}"
     classes = f", of {config.label_size} classes as asked" if config.label_size else ""
     given = '"noise": noise'
@@ -190,8 +198,8 @@ def card(config: TrainConfig, row: Row, confirmed: dict[str, Any], epoch: int) -
             f"# A DCGAN that makes images of {config.dataset}, {shape}, "
             f"{config.channels} channel{'s' * (config.channels > 1)}",
             "",
-            f"The generator of epoch {epoch} of {config.epochs}, of seed {config.seed}, trained by "
-            "dcgan-tune. It makes images like those of its training data, and nothing else"
+            f"{which} of {config.epochs}, of seed {config.seed}, trained by dcgan-tune. It makes "
+            "images like those of its training data, and nothing else"
             f"{classes}.",
             "",
             "## Data",
@@ -209,7 +217,7 @@ def card(config: TrainConfig, row: Row, confirmed: dict[str, Any], epoch: int) -
             "|---|---|---|",
             *scores,
             "",
-            said_of_confirmation(confirmed),
+            trust,
             "",
             "## Images",
             "",

@@ -27,7 +27,8 @@ from dcgan.evaluate import Reference, evaluate_lanes, load_reference, protocol
 from dcgan.feed import Feed
 from dcgan.graph import Graphed, side_by_side
 from dcgan.losses import LOSSES, gradient_penalty, smoothing
-from dcgan.models import update_average
+from dcgan.models import move_towards, update_average
+from dcgan.power import EXPONENTS, share
 from dcgan.schema import METRIC, Row
 from dcgan.state import (
     MEANS,
@@ -60,7 +61,8 @@ def train(
     Args:
         lanes: with the device, all that the result depends on.
         report: called with each new row, once the epoch's checkpoint is written.
-        checkpoint_dir: folder of `checkpoint.pt`, rewritten each epoch; None writes none.
+        checkpoint_dir: folder of `checkpoint.pt`, rewritten each epoch, and of the snapshots of
+            averages; None writes none.
         resume_from: a checkpoint (file or folder) of the same lanes to go on from; its rows are
             returned, not reported.
         data_dir: folder above `MNIST/raw`; None takes `DCGAN_DATA_DIR` or `~/.cache/dcgan`.
@@ -130,6 +132,8 @@ def train(
         best = best_epoch(best, new_rows, states)
         if checkpoint_dir is not None:
             state_contents = [contents(state) for state in states]
+            if config.snapshots_every and epoch % config.snapshots_every == 0:
+                checkpoint.save_averages(checkpoint_dir, epoch, state_contents)
             checkpoint.save(checkpoint_dir, lanes, device, state_contents, rows, best)
         saving = time.perf_counter() - evaluated
         for row in new_rows:
@@ -293,5 +297,8 @@ def update_both(
             decay = ((1 + state.updates) / (10 + state.updates)).clamp(max=config.ema_decay)
             update_average(state.average, G, decay)
         state.updates += 1
+        if state.power_averages is not None:
+            for name, average in state.power_averages.items():
+                move_towards(average, G, share(state.updates, EXPONENTS[name]))
         d_real, d_fake = (one.float().sigmoid().mean(0) for one in (real_logits, fake_logits))
         state.sums += torch.stack([loss_g, loss_d, d_real, d_fake])

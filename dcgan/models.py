@@ -179,11 +179,17 @@ def build(lanes: Sequence[TrainConfig], way: Way = GROUPED) -> tuple[Generator, 
 
 @torch.no_grad()
 def update_average(average: nn.Module, live: nn.Module, decay: Tensor | float) -> None:
-    """Moves the average's weights and statistics: a = decay * a + (1 - decay) * w. (By private
-    functions of torch: a kernel for all tensors instead of one for each.)"""
+    """Moves the average's weights and statistics: a = decay * a + (1 - decay) * w."""
+    move_towards(average, live, 1 - decay)
+
+
+@torch.no_grad()
+def move_towards(average: nn.Module, live: nn.Module, share: Tensor | float) -> None:
+    """Moves the average's weights and statistics: a = a + share * (w - a). (By private functions of
+    torch: a kernel for all tensors instead of one for each.)"""
     pairs = zip(average.state_dict().values(), live.state_dict().values(), strict=True)
     moving = [(a, w) for a, w in pairs if a.is_floating_point()]  # counts of batches are not read
     averages, weights = (list(tensors) for tensors in zip(*moving, strict=True))
     differences = torch._foreach_sub(weights, averages)
-    torch._foreach_mul_(differences, 1 - decay)
+    torch._foreach_mul_(differences, share)
     torch._foreach_add_(averages, differences)

@@ -78,6 +78,7 @@ ADDED_SETTINGS: Final[dict[str, Any]] = {
     "augment": "none",
     "conditional": "none",
     "classes": 10,
+    "snapshots_every": 0,
 }
 """Settings that earlier versions lack, and what they did."""
 
@@ -138,6 +139,7 @@ ERROR_FILE: Final = "error.txt"  # why the trial failed
 TEST_FILE: Final = "test.json"  # of the confirm stage: scores on the test split
 SAMPLES_FOLDER: Final = "samples"  # pictures from fixed noise
 BEST_SAMPLES: Final = "best.png"
+AVERAGES_FOLDER: Final = "averages"  # snapshots of averages of G, for `dcgan.average`
 
 TRIALS_PATTERN: Final = "trial_*"  # matches every name that `trial_name` makes
 
@@ -158,3 +160,8 @@ def trial_name(number: int) -> str:
 def samples_name(epoch: int) -> str:
     """Names the picture of an epoch in `SAMPLES_FOLDER`."""
     return f"epoch_{epoch:03d}.png"
+
+
+def averages_name(epoch: int) -> str:
+    """Names the snapshot of an epoch in `AVERAGES_FOLDER`."""
+    return f"epoch_{epoch:03d}.pt"

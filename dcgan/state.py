@@ -17,13 +17,14 @@ from dcgan import checkpoint
 from dcgan.config import TrainConfig
 from dcgan.lanes import LaneOptimizers, join_lanes, split_lane
 from dcgan.models import build
+from dcgan.power import KEPT
 from dcgan.ways import WAYS, Way, default_way
 
 LOOP_STREAM = 1  # of order and noise; stream 0, the seed itself, draws the weights
 MEANS = ("generator_loss", "discriminator_loss", "d_real", "d_fake")
 CPU_WIDTH = 32  # channels of all lanes that a CPU trains as one network
 
-NETS = ("generator", "discriminator", "average")
+NETS = ("generator", "discriminator", "average", "power_averages")
 OPTIMIZERS = ("generator_optimizers", "discriminator_optimizers")
 
 
@@ -36,6 +37,7 @@ class State:
     generator: nn.Module
     discriminator: nn.Module
     average: nn.Module | None  # the averaged copy of G, if the config asks for one
+    power_averages: nn.ModuleDict | None  # of G, by name (`dcgan.power.KEPT`), if asked for
     generator_optimizers: LaneOptimizers
     discriminator_optimizers: LaneOptimizers
     rngs: list[torch.Generator]  # one of each lane, for its order and noise
@@ -74,13 +76,21 @@ def new_state(
         layout=way.layout,
         generator=G,
         discriminator=D,
-        average=copy.deepcopy(G).requires_grad_(False) if lanes[0].ema_decay else None,
+        average=copy_of(G) if lanes[0].ema_decay else None,
+        power_averages=(
+            nn.ModuleDict({name: copy_of(G) for name in KEPT}) if lanes[0].snapshots_every else None
+        ),
         generator_optimizers=LaneOptimizers(G, lanes, rates_g),
         discriminator_optimizers=LaneOptimizers(D, lanes, rates_d),
         rngs=[random_stream(lane.seed, device) for lane in lanes],
         updates=torch.zeros((), dtype=torch.int64, device=device),
         sums=torch.zeros(len(MEANS), len(lanes), device=device),
     )
+
+
+def copy_of(net: nn.Module) -> nn.Module:
+    """A net of the same weights that no optimizer changes."""
+    return copy.deepcopy(net).requires_grad_(False)
 
 
 def to_device(

@@ -83,6 +83,9 @@ def cells() -> Iterator[dict[str, Any]]:
     for objective, lanes, name in itertools.product(OBJECTIVES, (1, 4), ("float32", "bfloat16")):
         yield objective | {"lanes": lanes, "precision": name}
     yield {"loss": "hinge", "discriminator_norm": "spectral", "precision": "float16"}
+    for lanes in (1, 4):
+        yield {"snapshots_every": 1, "lanes": lanes}
+    yield {"snapshots_every": 1, "ema_decay": 0.9, "precision": "float16", "lanes": 2}
     yield {"image_size": 32, "channels": 3}
     yield {"generator_depth": 1, "discriminator_depth": 3}
     yield {"latent_size": 1, "generator_width": 1, "discriminator_width": 1, "lanes": 2}
@@ -133,6 +136,7 @@ def resumed() -> None:
     cells = [
         {"ema_decay": 0.9},
         {"optimizer": "rmsprop", "lanes": 3},
+        {"snapshots_every": 1, "lanes": 2},
         {"precision": "bfloat16", "ema_decay": 0.9, "lanes": 2},
         {"precision": "float16"},
     ]

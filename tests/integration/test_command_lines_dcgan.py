@@ -12,6 +12,7 @@ from typing import Any
 import pytest
 import torch
 
+import dcgan.average
 import dcgan.sample
 import dcgan.train
 from dcgan.checkpoint import load
@@ -50,6 +51,7 @@ def seeds(run: Path) -> list[int]:
         (dcgan.train.main, ["--generator-lr", "--ema-decay", "--precision", "--loss"]),
         (dcgan.train.main, ["--replicas", "threads", "baseline"]),
         (dcgan.sample.main, ["--interpolate", "--last", "checkpoint"]),
+        (dcgan.average.main, ["--snapshots-every", "--lengths", "--lane", "--out"]),
     ],
 )
 def test_help_names_what_matters(main: Any, words: list[str], command: Any) -> None:

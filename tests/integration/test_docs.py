@@ -186,6 +186,7 @@ def prepared(tmp_path_factory: pytest.TempPathFactory, one_ray: None) -> Path:
     for other in ("second", "quick"):
         shutil.copytree(runs / "first", runs / other)
     mine = [*SMALL_RUN, "--epochs", "1", "--generator-lr", "1e-3", "--out", str(runs / "mine")]
+    mine += ["--snapshots-every", "1"]
     dcgan.train.run(dcgan.train.make_parser().parse_args(mine))
     for file in ("cluster.yaml", "tune/curves.csv.xz"):
         (folder / file).parent.mkdir(exist_ok=True)

@@ -40,6 +40,7 @@ SMALL = TrainConfig(
 )
 OPTIMIZERS: dict[str, dict[str, Any]] = {
     "adam with EMA": {"ema_decay": 0.9},
+    "adam with averages of powers": {"snapshots_every": 1},
     "rmsprop": {"optimizer": "rmsprop"},
 }
 
@@ -169,6 +170,14 @@ def test_a_replayed_graph_trains_as_the_code_does(
             build(lanes)[0].state_dict(),
         )
     assert (replayed.average is None) == (config.ema_decay == 0)
+    if replayed.power_averages is not None and written.power_averages is not None:
+        for name, average in replayed.power_averages.items():
+            assert_moved_alike(
+                average.state_dict(),
+                written.power_averages[name].state_dict(),
+                build(lanes)[0].state_dict(),
+            )
+    assert (replayed.power_averages is None) == (config.snapshots_every == 0)
 
 
 @pytest.mark.usefixtures("same_algorithms")

@@ -25,8 +25,9 @@ from dcgan.lanes import PatchConv, PatchUpConv, split_lane
 from dcgan.loop import make_update, scored, train, train_epoch
 from dcgan.losses import LOSSES, Loss
 from dcgan.models import build
+from dcgan.power import KEPT
 from dcgan.precision import autocast
-from dcgan.schema import CHECKPOINT_FILE, COLUMNS, Row
+from dcgan.schema import AVERAGES_FOLDER, CHECKPOINT_FILE, COLUMNS, Row
 from dcgan.state import (
     LOOP_STREAM,
     State,
@@ -58,6 +59,9 @@ VARIANTS = {
     "adam": [QUICK],
     "adam with EMA": [dataclasses.replace(QUICK_EMA, generator_lr=1e-3)],
     "two seeds with EMA": replicate(QUICK_EMA, 2),
+    "two seeds with snapshots of averages": replicate(
+        dataclasses.replace(QUICK_EMA, snapshots_every=1), 2
+    ),
     "rmsprop with EMA": [dataclasses.replace(QUICK_EMA, optimizer="rmsprop", extra_convs=1)],
     "lanes of other rates, in two networks": [
         QUICK_WIDE,
@@ -131,13 +135,22 @@ def tensors_in(content: object) -> dict[str, torch.Tensor]:
 
 
 def assert_same_run(a: Path, b: Path) -> None:
-    """Both checkpoints hold the same bits and the same rows."""
+    """Both runs' checkpoints and snapshots hold the same bits, and the same rows."""
     first, second = tensors(a), tensors(b)
     assert first.keys() == second.keys()
     assert len(first) > 40
     for name, tensor in first.items():
         assert torch.equal(tensor, second[name]), name
     assert untimed(checkpoint.load(a)["rows"]) == untimed(checkpoint.load(b)["rows"])
+    snapshots = [
+        {file.name: tensors_in(checkpoint.read(file)) for file in run.glob(f"{AVERAGES_FOLDER}/*")}
+        for run in (a, b)
+    ]
+    assert snapshots[0].keys() == snapshots[1].keys()
+    for name, ours in snapshots[0].items():
+        assert ours.keys() == snapshots[1][name].keys()
+        for key, tensor in ours.items():
+            assert torch.equal(tensor, snapshots[1][name][key]), (name, key)
 
 
 def textbook_epochs(
@@ -294,6 +307,17 @@ def assert_is_the_single_run(whole: State, means: list[Row], tolerance: float = 
                 weights_to_evaluate(state, at) for state, at in ((whole, lane), (alone, 0))
             )
             assert_moved_alike(ours, theirs, build([config])[0].state_dict())
+        if config.snapshots_every:
+            ours, theirs = (
+                checkpoint.lane_weights([contents(state)], at, "power_averages")
+                for state, at in ((whole, lane), (alone, 0))
+            )
+            for kept in KEPT:
+                own, other = (
+                    {name.removeprefix(f"{kept}."): one for name, one in weights.items()}
+                    for weights in (ours, theirs)
+                )
+                assert_moved_alike(own, other, build([config])[0].state_dict())
 
 
 @pytest.mark.parametrize(
@@ -301,6 +325,7 @@ def assert_is_the_single_run(whole: State, means: list[Row], tolerance: float = 
     [
         {},
         {"ema_decay": 0.9},
+        {"snapshots_every": 1},
         {"optimizer": "rmsprop", "ema_decay": 0.9, "generator_lr": 1e-5, "discriminator_lr": 1e-5},
         {"extra_convs": 1},
         {"generator_depth": 3, "discriminator_depth": 1, "image_size": 28},

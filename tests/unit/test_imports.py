@@ -37,7 +37,7 @@ TOOLS = {
             *("feed", "weights", "recipe"),
         )
     ),
-    *("dcgan.cli", "analysis.cli"),
+    *("dcgan.cli", "dcgan.power", "analysis.cli"),
 }
 """Small tools that anyone may use."""
 

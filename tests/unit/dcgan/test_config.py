@@ -51,6 +51,7 @@ BASELINE = {
     "epochs": 25,
     "precision": "float32",
     "ema_decay": 0.0,
+    "snapshots_every": 0,
     "seed": 0,
 }
 
@@ -101,6 +102,7 @@ def test_defaults_are_the_baseline() -> None:
         ({"beta2": -0.1}, "beta2 is -0.1; allowed is 0 up to, not including, 1"),
         ({"rmsprop_alpha": math.nan}, "rmsprop_alpha is nan; allowed is 0 up to, not including, 1"),
         ({"ema_decay": 1}, "ema_decay is 1; allowed is 0 up to, not including, 1"),
+        ({"snapshots_every": -1}, "snapshots_every is -1; allowed is 0 to 100000"),
         ({"seed": -1}, "seed is -1; allowed is 0 to 4294967295"),
         ({"seed": 2**32}, f"seed is {2**32}; allowed is 0 to 4294967295"),
         ({"loss": "hinges"}, "loss is 'hinges'; allowed: non-saturating"),

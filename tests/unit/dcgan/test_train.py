@@ -97,6 +97,7 @@ OTHER: dict[str, Any] = {
     "epochs": 3,
     "precision": "bfloat16",
     "ema_decay": 0.999,
+    "snapshots_every": 2,
     "seed": 9,
 }
 
