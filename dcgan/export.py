@@ -91,9 +91,10 @@ def write(
     out: Path, generator: Generator, config: TrainConfig, card: str, *, onnx: bool = True
 ) -> list[Path]:
     """Writes the files of a generator; returns their paths. OSError as of `export`."""
-    contents = {WEIGHTS_FILE: pack(generator.state_dict()), CARD_FILE: card.encode()}
+    contents = {WEIGHTS_FILE: pack(generator.state_dict())}
     if onnx:
         contents[ONNX_FILE] = as_onnx(generator, config)
+    contents[CARD_FILE] = card.encode()
     out.mkdir(parents=True, exist_ok=True)
     for name, content in contents.items():
         replace(out / name, content)
