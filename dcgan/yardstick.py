@@ -54,7 +54,7 @@ FEATURES = 128
 SIZE = 28  # pixels a side that the digits' network was trained on
 MOST_SIZE = 32  # that another is trained on
 VERSION = 1  # to be raised when a yardstick is trained in another way
-SECONDS_BETWEEN_LINES = 10.0  # of progress
+SECONDS_BETWEEN_LINES = 30.0  # of progress
 HANDED: dict[str, bytes] = {}
 """Weights by data set that another process has trained and handed to this one."""
 
