@@ -6,7 +6,6 @@ Ray, and what imports it, is imported where it is needed: tests of `dcgan` run w
 
 import contextlib
 import io
-import logging
 import os
 import re
 import shlex
@@ -185,16 +184,10 @@ def one_ray() -> Iterator[None]:
     start a worker costs more than its trials here, and xdist uses the other CPU."""
     import ray
 
-    from tune.runner import quiet_ray
+    from tune.runner import quiet_ray, start_ray
 
     quiet_ray()
-    ray.init(
-        "local",
-        num_cpus=1,
-        include_dashboard=False,
-        log_to_driver=False,
-        logging_level=logging.ERROR,
-    )
+    start_ray(1)
     yield
     ray.shutdown()
 
