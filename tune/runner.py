@@ -254,9 +254,10 @@ def running_ray(plan: Plan) -> Iterator[None]:
         ray.shutdown()
 
 
-def start_ray(cpus: int) -> None:
+def start_ray(cpus: int, **options: Any) -> None:
     """Starts Ray on this machine, without what takes seconds to start and serves nobody here: who
-    starts further machines, and who hands the workers' output to the driver."""
+    starts further machines, and who hands the workers' output to the driver. Further options are
+    those of `ray.init`."""
     module: Any = parameter  # private: `ray.init` has no way to ask for it
     whole = module.RayParams
     module.RayParams = partial(whole, no_monitor=True, include_log_monitor=False)
@@ -267,6 +268,7 @@ def start_ray(cpus: int) -> None:
             include_dashboard=False,
             log_to_driver=False,
             logging_level=logging.ERROR,
+            **options,
         )
     finally:
         module.RayParams = whole
