@@ -4,27 +4,41 @@ import math
 from pathlib import Path
 
 import torch
+from PIL import Image
 from torch import Tensor
 
 from dcgan.evaluate import asked_labels, evaluation_noise, generate, great_circles
 from dcgan.models import Generator
 
+LINES = 0.25  # brightness of the lines between the images of a grid
+
 
 def save_grid(images: Tensor, path: Path, columns: int | None = None) -> Path:
     """Writes images (N, C, S, S) in [-1, 1] as one PNG, `columns` to a row (default: as square as
     can be), enlarged so that each is at least 56 pixels wide."""
-    from torchvision.utils import make_grid, save_image
-
     columns = columns or math.ceil(math.sqrt(len(images)))
     pixels = images.float().cpu().add(1).div(2).clamp(0, 1)
-    grid = make_grid(pixels, nrow=columns, padding=1, pad_value=0.25)
+    grid = side_by_side(pixels, min(columns, len(images)))
     factor = max(1, math.ceil(56 / images.shape[-1]))
     path.parent.mkdir(parents=True, exist_ok=True)
     unfinished = path.with_name(f".{path.name}")  # others may be looking at the old one
     enlarged = grid.repeat_interleave(factor, 1).repeat_interleave(factor, 2)
-    save_image(enlarged, unfinished, format="png")
+    rounded = enlarged.mul(255).add(0.5).to(torch.uint8).permute(1, 2, 0)  # (H, W, 3)
+    Image.fromarray(rounded.numpy()).save(unfinished, format="png")
     unfinished.replace(path)
     return path
+
+
+def side_by_side(images: Tensor, columns: int) -> Tensor:
+    """One picture (3, H, W) of images (N, C, S, S), with lines around each. As
+    `torchvision.utils.make_grid`, whose import takes seconds of each process that draws."""
+    side = images.shape[-1] + 1
+    rows = math.ceil(len(images) / columns)
+    grid = images.new_full((3, rows * side + 1, columns * side + 1), LINES)
+    for i, image in enumerate(images):
+        top, left = i // columns * side + 1, i % columns * side + 1
+        grid[:, top : top + side - 1, left : left + side - 1] = image
+    return grid
 
 
 def sample(

@@ -11,6 +11,7 @@ Shapes: N batch, L lanes, W width, M side of the smaller map, I inputs, O output
 side of the images.
 """
 
+import inspect
 import itertools
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -198,6 +199,27 @@ def split_lane(weights: Weights, lane: int, lanes: int) -> dict[str, Tensor]:
     }
 
 
+class Uncompiled:
+    """Methods of torch's optimizers as they are without decorators, which import `torch._dynamo`,
+    seconds of each new process, to have `torch.compile` leave them alone. Nothing here compiles."""
+
+    add_param_group = inspect.unwrap(torch.optim.Optimizer.add_param_group)
+    state_dict = inspect.unwrap(torch.optim.Optimizer.state_dict)
+    load_state_dict = inspect.unwrap(torch.optim.Optimizer.load_state_dict)
+
+
+class Adam(Uncompiled, torch.optim.Adam):
+    """torch's own, which starts sooner."""
+
+    step = torch.no_grad()(inspect.unwrap(torch.optim.Adam.step))
+
+
+class RMSprop(Uncompiled, torch.optim.RMSprop):
+    """torch's own, which starts sooner."""
+
+    step = torch.no_grad()(inspect.unwrap(torch.optim.RMSprop.step))
+
+
 def make_optimizer(
     parameters: Sequence[Tensor], config: TrainConfig, rate: float
 ) -> torch.optim.Optimizer:
@@ -205,9 +227,9 @@ def make_optimizer(
     capturable = parameters[0].is_cuda
     if config.optimizer == "adam":
         betas = (config.beta1, config.beta2)
-        return torch.optim.Adam(parameters, rate, betas=betas, fused=True, capturable=capturable)
+        return Adam(parameters, rate, betas=betas, fused=True, capturable=capturable)
     alpha = config.rmsprop_alpha
-    return torch.optim.RMSprop(parameters, rate, alpha=alpha, capturable=capturable)
+    return RMSprop(parameters, rate, alpha=alpha, capturable=capturable)
 
 
 class LaneOptimizers:
@@ -236,11 +258,14 @@ class LaneOptimizers:
         """Updates each lane by its loss (L,), which depends on its own parameters alone."""
         for parameter in self.parameters:
             parameter.grad = None
-        factors = self.ones  # of the losses, whose sum is differentiated
-        if self.scalers[0].is_enabled():
-            ones = zip(self.scalers, factors, strict=True)
-            factors = torch.stack([scaler.scale(one) for scaler, one in ones])
-        losses.backward(factors)
+        if losses.is_cuda:
+            factors = self.ones  # of the losses, whose sum is differentiated
+            if self.scalers[0].is_enabled():
+                ones = zip(self.scalers, factors, strict=True)
+                factors = torch.stack([scaler.scale(one) for scaler, one in ones])
+            losses.backward(factors)
+        else:  # given factors, autograd would import sympy: a second of each new process
+            losses.sum().backward()
         if len(self.views) > 1:
             for parameter, *views in zip(self.parameters, *self.views, strict=True):
                 assert parameter.grad is not None

@@ -9,6 +9,12 @@ import torch
 
 SHARED = {"tests/integration/test_tracking.py": "tests/integration/test_search.py"}
 """Files that look at what another one runs, which takes minutes."""
+LONGEST = [
+    f"tests/integration/test_{name}.py"
+    for name in ("search", "kills", "s3", "variants", "environments", "cluster", "docs")
+]
+"""Files that take minutes, the longest first: they begin before all others, so that none is left
+over for one worker alone at the end."""
 
 
 @pytest.fixture(autouse=True)
@@ -27,10 +33,20 @@ def same_environment() -> Iterator[None]:
     os.environ.update(before)
 
 
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Puts the longest files first; the others keep their order."""
+
+    def place(item: pytest.Item) -> int:
+        file = item.nodeid.partition("::")[0]
+        return LONGEST.index(file) if file in LONGEST else len(LONGEST)
+
+    items.sort(key=place)
+
+
 @pytest.hookimpl(optionalhook=True)
 def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> Any:
     """With `-n`, all tests of a file run on one worker, which makes their fixtures once. Files
-    begin in their own order, so that whole searches, which take longest, do not come last."""
+    begin in the order in which they were collected."""
     from xdist.scheduler import LoadFileScheduling
 
     class ByFile(LoadFileScheduling):

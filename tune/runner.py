@@ -1,7 +1,8 @@
 """Runs a plan on Ray: Optuna proposes, a scheduler stops, Ray trains; the ledger and the trials'
 folders remember.
 
-Private members of Ray: `class_cache.ENV_VARS_TO_PROPAGATE`, and the names of loggers.
+Private members of Ray: `class_cache.ENV_VARS_TO_PROPAGATE`, `parameter.RayParams`, a setting of its
+workers, and the names of loggers.
 """
 
 import contextlib
@@ -19,6 +20,7 @@ import ray
 from filelock import FileLock, Timeout
 from ray import cloudpickle
 from ray import tune as ray_tune
+from ray._private import parameter
 from ray.tune.execution import class_cache
 from ray.tune.experiment import Trial
 
@@ -57,6 +59,8 @@ def quiet_ray() -> None:
     os.environ.setdefault("RAY_AIR_NEW_OUTPUT", "0")  # Tune's own status gives way to tune.progress
     # of trials that fail as the search ends, each of which is reported
     os.environ.setdefault("RAY_IGNORE_UNHANDLED_ERRORS", "1")
+    # workers that start before it is known what for: no trial could use them
+    os.environ.setdefault("RAY_prestart_worker_first_driver", "0")
     os.environ["TUNE_DISABLE_AUTO_CALLBACK_LOGGERS"] = "1"
     os.environ["TUNE_GLOBAL_CHECKPOINT_S"] = "1000000"
     # Ray would log them, with its workers' runtime environment; each machine has its own
@@ -247,13 +251,7 @@ def running_ray(plan: Plan) -> Iterator[None]:
     try:
         # in workers, modules of the current folder would come before all others
         with contextlib.chdir(Path(__file__).parents[1]):
-            ray.init(
-                "local",  # else it joins a cluster that happens to run on this machine
-                num_cpus=plan.slots,
-                include_dashboard=False,
-                log_to_driver=False,
-                logging_level=logging.ERROR,
-            )
+            start_ray(plan.slots)
     except OSError as error:
         needs = "it needs a home folder (HOME) and a temporary one it can write"
         raise OSError(f"Ray could not start: {error}; {needs}") from error
@@ -261,3 +259,23 @@ def running_ray(plan: Plan) -> Iterator[None]:
         yield
     finally:
         ray.shutdown()
+
+
+def start_ray(cpus: int, **options: Any) -> None:
+    """Starts Ray on this machine, without what takes seconds to start and serves nobody here: who
+    starts further machines, and who hands the workers' output to the driver. Further options are
+    those of `ray.init`."""
+    module: Any = parameter  # private: `ray.init` has no way to ask for it
+    whole = module.RayParams
+    module.RayParams = partial(whole, no_monitor=True, include_log_monitor=False)
+    try:
+        ray.init(
+            "local",  # else it joins a cluster that happens to run on this machine
+            num_cpus=cpus,
+            include_dashboard=False,
+            log_to_driver=False,
+            logging_level=logging.ERROR,
+            **options,
+        )
+    finally:
+        module.RayParams = whole

@@ -6,7 +6,6 @@ Ray, and what imports it, is imported where it is needed: tests of `dcgan` run w
 
 import contextlib
 import io
-import logging
 import os
 import re
 import shlex
@@ -182,18 +181,20 @@ def clean_environment(home: Path) -> dict[str, str]:
 @pytest.fixture(scope="session")
 def one_ray() -> Iterator[None]:
     """Ray on one CPU, which all searches in this process use: `tune.run` takes one that runs. To
-    start a worker costs more than its trials here, and xdist uses the other CPU."""
+    start a worker costs more than its trials here, and xdist uses the other CPU. Its workers know
+    the data set of few digits."""
     import ray
 
-    from tune.runner import quiet_ray
+    from tune.runner import quiet_ray, start_ray
 
     quiet_ray()
-    ray.init(
-        "local",
-        num_cpus=1,
-        include_dashboard=False,
-        log_to_driver=False,
-        logging_level=logging.ERROR,
+    paths = os.pathsep.join([str(ROOT), str(ROOT / "tests" / "numerical")])
+    start_ray(
+        1,
+        runtime_env={
+            "env_vars": {"PYTHONPATH": paths},
+            "worker_process_setup_hook": "few_digits.register",
+        },
     )
     yield
     ray.shutdown()
@@ -210,7 +211,9 @@ class Ended:
 
 @pytest.fixture
 def search_in_process(one_ray: None, tmp_path: Path) -> Callable[..., Ended]:
-    """Runs a tiny search named `s` on the running Ray, from options to exit code."""
+    """Runs a tiny search named `s` on the running Ray, from options to exit code: of few digits,
+    unless another data set is asked for."""
+    import few_digits  # noqa: F401 - registers a data set
     from search_processes import SMALL
 
     from tune.options import Options
@@ -218,6 +221,7 @@ def search_in_process(one_ray: None, tmp_path: Path) -> Callable[..., Ended]:
 
     usual: dict[str, Any] = {
         "preset": "demo",
+        "dataset": "few-digits",
         "set": tuple(f"{name}={value}" for name, value in SMALL.items()),
         "confirm": 0,
         "wandb": "disabled",

@@ -56,7 +56,7 @@ ELSEWHERE = {
 OTHER_FLAGS = {"--help", "--generate"}
 """Of argparse, and of other programs, in a page's text."""
 SMALL_SEARCH = [
-    *("--preset", "demo", "--dataset", "mnist-mini", "--width", "2", "--set", "image_size=16"),
+    *("--preset", "demo", "--dataset", "few-digits", "--width", "2", "--set", "image_size=16"),
     *("--num-trials", "2", "--epochs", "1", "--no-estimate"),
 ]
 SMALL_RUN = [
@@ -177,7 +177,8 @@ def prepared(tmp_path_factory: pytest.TempPathFactory, one_ray: None) -> Path:
     folder = tmp_path_factory.mktemp("docs")
     runs = folder / "runs"
     options = Options(
-        **{"search": "hparams", "preset": "demo", "width": 2, "set": ("image_size=16",)},
+        **{"search": "hparams", "preset": "demo", "dataset": "few-digits"},
+        **{"width": 2, "set": ("image_size=16",)},
         **{"num_trials": 2, "epochs": 1, "confirm": 1, "confirm_seeds": 1},
         **{"estimate": False, "report": False, "wandb": "disabled"},
         **{"storage": str(runs), "name": "first"},
@@ -237,7 +238,23 @@ def make_room(folder: Path, words: list[str]) -> None:
         shutil.rmtree(folder / named["--out"], ignore_errors=True)
 
 
-@pytest.mark.parametrize("words", cases(HERE, slow=is_slow))
+def different(commands: list[tuple[Block, list[str]]]) -> Iterator[tuple[Block, list[str]]]:
+    """The commands without searches that are another one's but for the name, with a small budget:
+    their words are tried by the test of plans."""
+    from tune.options import from_flags, make_parser
+
+    known = []
+    for block, words in commands:
+        if trains_on_ray(words) and "--resume" not in words:
+            options = from_flags(make_parser(), small(words[0], words[1:]))
+            search = dataclasses.replace(options, name=None)
+            if search in known:
+                continue
+            known.append(search)
+        yield block, words
+
+
+@pytest.mark.parametrize("words", cases(list(different(HERE)), slow=is_slow))
 def test_a_command_runs_as_pasted(words: list[str], folder: Path, command: Any) -> None:
     module, arguments = words[0], small(words[0], words[1:])
     make_room(folder, words)

@@ -8,7 +8,6 @@ import os
 import pty
 import re
 import shlex
-import shutil
 import sqlite3
 import subprocess
 import sys
@@ -23,6 +22,10 @@ import pytest
 from search_processes import ONE_AT_A_TIME, SMALL, at, resume, wait_for
 from search_results import rows_now
 
+import analysis.claims
+import analysis.report
+import analysis.tables
+import tune.run
 from dcgan.schema import REPORT_FILE, SEARCH_FILE, STUDY_FILE, TABLE_FILE
 
 pytestmark = [pytest.mark.slow, pytest.mark.usefixtures("nothing_left_running")]
@@ -37,8 +40,8 @@ ODD = {
 TINY = [f"--set={name}={value}" for name, value in SMALL.items()]
 
 
-def command(words: list[str], cwd: Path, **variables: str) -> subprocess.CompletedProcess[str]:
-    """A command of the installed project, started in a folder of the user's."""
+def python(words: list[str], cwd: Path, **variables: str) -> subprocess.CompletedProcess[str]:
+    """A command of the installed project, started in a process, in a folder of the user's."""
     return subprocess.run(
         [sys.executable, *words],
         cwd=cwd,
@@ -56,7 +59,7 @@ def test_a_search_beside_modules_and_variables_of_others(tmp_path: Path) -> None
         (tmp_path / f"{name}.py").write_text("raise RuntimeError('of the user')")
     words = ["-m", "tune.run", "--search", "hparams", "--preset", "demo", *TINY, "--no-estimate"]
     words += ["--num-trials", "2", "--epochs", "1", "--confirm", "0", "--name", NAME]
-    done = command(words, tmp_path, **ODD)
+    done = python(words, tmp_path, **ODD)
     assert done.returncode == 0, done.stderr
     assert "Traceback" not in done.stdout + done.stderr
     folder = tmp_path / "runs" / NAME
@@ -68,41 +71,44 @@ def test_a_search_beside_modules_and_variables_of_others(tmp_path: Path) -> None
     for line in printed:
         (word,) = [word for word in shlex.split(line) if NAME in word]
         assert word.startswith(str(folder))
-    again = command(["-m", "analysis.report", str(folder)], tmp_path / "home", **ODD)
+    again = python(["-m", "analysis.report", str(folder)], tmp_path / "home", **ODD)
     assert again.returncode == 0, again.stderr
     (tmp_path / "dcgan.py").unlink()  # which Python itself takes for the package
     train = ["-m", "dcgan.train", "--dataset", "mnist-mini", "--epochs", "1"]
     train += [f"--{name.replace('_', '-')}={value}" for name, value in SMALL.items()]
-    done = command(train, tmp_path, **ODD)
+    done = python(train, tmp_path, **ODD)
     assert done.returncode == 0, done.stderr
 
 
 @pytest.mark.skipif(os.geteuid() != 0, reason="needs root, to mount a folder read-only")
-def test_a_search_that_may_only_be_read_is_read(undisturbed: Path, tmp_path: Path) -> None:
+def test_a_search_that_may_only_be_read_is_read(
+    undisturbed: Path, tmp_path: Path, command: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
     folder = tmp_path / "s"
     folder.mkdir()
+    monkeypatch.chdir(tmp_path)
     before = {path: path.stat().st_mtime_ns for path in undisturbed.rglob("*")}
     subprocess.run(["mount", "--bind", undisturbed, folder], check=True)
     try:
         subprocess.run(["mount", "-o", "remount,ro,bind", folder], check=True)
         not_written = f"{folder}/table.csv is not written: Read-only file system\n"
-        for module, said in (("tables", not_written), ("claims", "")):
-            done = command(["-m", f"analysis.{module}", str(folder)], tmp_path, **ODD)
-            assert done.returncode == 0, done.stderr
-            assert said in done.stderr
-            assert done.stdout.strip()
-        done = command(["-m", "analysis.report", str(folder)], tmp_path, **ODD)
+        for module, said in ((analysis.tables, not_written), (analysis.claims, "")):
+            code, output, error = command(module.main, folder)
+            assert code == 0, error
+            assert said in error
+            assert output.strip()
+        done = python(["-m", "analysis.report", str(folder)], tmp_path, **ODD)
         assert done.returncode == 2
         assert "The best trial is trial_000" in done.stdout
         said = f"no report is written to {folder} (Read-only file system); name another folder"
         assert said in done.stderr
-        done = command(["-m", "analysis.report", str(folder), "--out", "page"], tmp_path, **ODD)
-        assert done.returncode == 0, done.stderr
+        code, _, error = command(analysis.report.main, folder, "--out", "page")
+        assert code == 0, error
         assert (tmp_path / "page" / REPORT_FILE).is_file()
-        done = command(["-m", "tune.run", *resume(folder)], tmp_path, **ODD)
-        assert done.returncode == 2
-        assert "Read-only file system" in done.stderr
-        assert done.stderr.count("\n") == 1
+        code, _, error = command(tune.run.main, *resume(folder))
+        assert code == 2
+        assert "Read-only file system" in error
+        assert error.count("\n") == 1
     finally:
         subprocess.run(["umount", "-l", folder], check=True)
     assert {path: path.stat().st_mtime_ns for path in undisturbed.rglob("*")} == before
@@ -163,7 +169,7 @@ def test_what_cannot_work_is_refused_with_where_it_came_from(
     variables: dict[str, str], said: str, tmp_path: Path
 ) -> None:
     begin = time.monotonic()
-    done = command(["-m", "tune.run", *ONE_AT_A_TIME, *at(tmp_path)], tmp_path, **variables)
+    done = python(["-m", "tune.run", *ONE_AT_A_TIME, *at(tmp_path)], tmp_path, **variables)
     assert time.monotonic() - begin < 30
     assert (done.returncode, done.stdout) == (2, "")
     assert said in done.stderr
@@ -172,7 +178,10 @@ def test_what_cannot_work_is_refused_with_where_it_came_from(
 
 
 def test_where_data_lie_is_a_matter_of_each_command(
-    tmp_path: Path, search_in_process: Callable[..., Any]
+    tmp_path: Path,
+    search_in_process: Callable[..., Any],
+    command: Any,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     """A search whose data are moved goes on, by the flag or the variable; its record names no
     folder. (The package's digits, which need no folder: full MNIST cannot be had here.)"""
@@ -181,23 +190,25 @@ def test_where_data_lie_is_a_matter_of_each_command(
     assert begun.code == 0, begun.output
     record = (begun.folder / SEARCH_FILE).read_text()
     assert str(old) not in record
-    words = ["-m", "tune.run", "--resume", "s", "--storage", str(tmp_path), "--no-report"]
-    for flags, variables in ((["--data-dir", str(new)], {}), ([], {"DCGAN_DATA_DIR": str(new)})):
-        done = command([*words, *flags], tmp_path, **ODD, **variables)
-        assert done.returncode == 0, done.stderr
+    for flags, variables in ((["--data-dir", new], {}), ([], {"DCGAN_DATA_DIR": str(new)})):
+        for name, value in variables.items():
+            monkeypatch.setenv(name, value)
+        words = [*resume(begun.folder), "--no-report", *flags]
+        code, output, error = command(tune.run.main, *words)
+        assert code == 0, error
+        assert "everything is in" in output
         assert (begun.folder / SEARCH_FILE).read_text() == record
 
 
-def test_more_trials_go_on_with_the_same_study(
-    undisturbed: Path, tmp_path: Path, search_in_process: Callable[..., Any]
-) -> None:
-    shutil.copytree(undisturbed, tmp_path / "s")
-    before = json.loads((undisturbed / SEARCH_FILE).read_text())
+def test_more_trials_go_on_with_the_same_study(search_in_process: Callable[..., Any]) -> None:
+    asked = {"search": "hparams", "epochs": 4, "seed": 3}
+    begun = search_in_process(num_trials=4, **asked)
+    assert begun.code == 0, begun.output
+    before = json.loads((begun.folder / SEARCH_FILE).read_text())
     went_on = search_in_process(resume="s", num_trials=6)
     assert went_on.code == 0, went_on.output
     said = "more     2 more trials than before, as if they had been asked for at once"
     assert said in went_on.output
-    asked = {name: before["options"][name] for name in ("search", "epochs", "seed")}
     at_once = search_in_process(name="once", num_trials=6, **asked)
     assert at_once.code == 0, at_once.output
     names = ["trial", "status", "fid", "best_epoch", "generator_lr", "batch_size", "optimizer"]

@@ -120,6 +120,36 @@ def test_what_needs_no_ray_starts_without_it(modules: str) -> None:
     subprocess.run([sys.executable, "-c", check], cwd=ROOT, check=True)
 
 
+@pytest.mark.parametrize("optimizer", ["adam", "rmsprop"])
+def test_training_starts_without_what_takes_seconds_to_import(
+    optimizer: str, tmp_path: Path
+) -> None:
+    """Compilers, and their algebra: each worker would import them to train, resume and draw."""
+    check = f"""
+import sys
+sys.path.append("tests/numerical")
+import pathlib
+import few_digits
+from dcgan import checkpoint
+from dcgan.config import TrainConfig
+from dcgan.images import sample_grid, save_grid
+from dcgan.loop import train
+
+small = {{"image_size": 16, "generator_width": 2, "discriminator_width": 2}}
+folder = pathlib.Path({str(tmp_path)!r})
+for epochs in (1, 2):
+    config = TrainConfig(dataset="few-digits", optimizer={optimizer!r}, epochs=epochs, **small)
+    before = folder if epochs > 1 else None
+    train([config], report=print, checkpoint_dir=folder, resume_from=before)
+generator, config, _ = checkpoint.load_generator(folder)
+images, columns = sample_grid(generator, config.latent_size, 4)
+save_grid(images, folder / "grid.png", columns)
+unwanted = {{"torch._dynamo", "torch._inductor", "sympy", "torchvision"}}
+assert not unwanted & set(sys.modules), unwanted & set(sys.modules)
+"""
+    subprocess.run([sys.executable, "-c", check], cwd=ROOT, check=True)
+
+
 def test_importing_changes_neither_ray_nor_the_environment() -> None:
     check = """
 import os

@@ -17,6 +17,7 @@ import pytest
 import ray
 from ray import cloudpickle
 from ray import tune as ray_tune
+from ray._private import parameter
 from ray.tune.execution import class_cache
 
 from dcgan.schema import DRIVER_FILE, ERROR_FILE, SEARCH_FILE, STUDY_FILE
@@ -120,12 +121,21 @@ def test_a_running_ray_is_used_as_it_is(plan: Plan, monkeypatch: pytest.MonkeyPa
 def test_ray_gets_the_cpus_of_the_plan_and_ends_with_the_session(
     plan: Plan, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    """And starts neither an autoscaler nor what reads the workers' logs."""
     calls: list[Any] = []
+    params = parameter.RayParams
+
+    def init(*where: Any, **options: Any) -> None:
+        calls.append((where, options))
+        started = parameter.RayParams()
+        assert (started.no_monitor, started.include_log_monitor) == (True, False)
+
     monkeypatch.setattr(ray, "is_initialized", lambda: False)
-    monkeypatch.setattr(ray, "init", lambda *where, **options: calls.append((where, options)))
+    monkeypatch.setattr(ray, "init", init)
     monkeypatch.setattr(ray, "shutdown", lambda: calls.append("shutdown"))
     with running_ray(plan):
         ((where, options),) = calls
+    assert parameter.RayParams is params
     assert where == ("local",)  # no cluster that happens to run on this machine
     assert options["num_cpus"] == plan.slots == 2
     assert calls[1:] == ["shutdown"]
@@ -166,6 +176,7 @@ def test_ray_is_kept_quiet_and_gets_no_secret(monkeypatch: pytest.MonkeyPatch) -
         "RAY_AIR_NEW_OUTPUT": "1",
         "RAY_USAGE_STATS_ENABLED": "0",
         "RAY_IGNORE_UNHANDLED_ERRORS": "1",
+        "RAY_prestart_worker_first_driver": "0",
         "TUNE_DISABLE_AUTO_CALLBACK_LOGGERS": "1",
         "TUNE_GLOBAL_CHECKPOINT_S": "1000000",
     }
