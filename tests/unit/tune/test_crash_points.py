@@ -150,14 +150,16 @@ class Session(Simulation):
         self.random = random.Random(seed)
         super().__init__(plan, curves, 0, study)
 
-    def add_trial(self) -> None:
-        super().add_trial()
+    def add_trial(self) -> bool:
+        if not super().add_trial():
+            return False
         trial = self.trials[-1]
         name = self.plan.trial_folder(self.searcher.numbers[trial.trial_id]).name
         lanes = [TrainConfig.from_dict(trial.config)]
         folder = TrialFolder(self.plan.store.trial(name), lanes, self.task)
         self.folders[trial.trial_id] = folder
         trial.trained = len(folder.rows)
+        return True
 
     def step(self) -> None:
         """The next event: an epoch is trained and written, or the driver hears of it, somewhat
