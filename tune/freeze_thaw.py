@@ -39,8 +39,9 @@ class FreezeThawSearch(StudySearch):
         self.ids: dict[int, str] = {}
         """Ray's id of each trial that has one in this session, by number."""
         self._choice: int | Point | None = None
-        # each of Ray's trials trains an epoch at least
-        self.remaining = 0 if self.is_over() and not self._frozen() else max(1, self.left)
+        # at most: those that are frozen, new ones of an epoch each, and one that asks in vain
+        most = len(self._frozen()) + max(0, self.left) + 1
+        self.remaining = 0 if self.is_over() and not self._frozen() else most
 
     @property
     def left(self) -> int:
@@ -56,7 +57,7 @@ class FreezeThawSearch(StudySearch):
     def next_choice(self) -> int | Point | None:
         """What a free worker does next, which stands until it is begun: goes on with the trial of a
         number, or begins a new setting."""
-        if self._choice is None and len(self.training) < self.plan.slots and self.left > 0:
+        if self._choice is None and len(self.training) < self.plan.slots:
             self._choice = self._choose()
         return self._choice
 
@@ -70,6 +71,11 @@ class FreezeThawSearch(StudySearch):
     def _choose(self) -> int | Point | None:
         plan, step = self.plan, step_of(self.plan.epochs)
         frozen = self._frozen()
+        for number in frozen:  # only the ledger has yet to know that it has finished
+            if self.curves[number].trained >= plan.epochs:
+                return number
+        if self.left <= 0:
+            return None
         for number in frozen:  # decided before: it had begun the step
             if self.curves[number].trained % step or not self.curves[number].values:
                 return number
@@ -130,7 +136,7 @@ class FreezeThawSearch(StudySearch):
     def suggest(self, trial_id: str) -> Any:
         """The config of the chosen trial, if it is new to Ray. Ends the search when it is over."""
         if self.is_over():
-            self._stop_frozen()
+            self.stop_frozen()
             return Searcher.FINISHED
         choice = self.next_choice()
         if choice is None:
@@ -171,7 +177,7 @@ class FreezeThawSearch(StudySearch):
         self.curves[number].failed = state == TrialState.FAIL
         self.training.pop(number, None)
 
-    def _stop_frozen(self) -> None:
+    def stop_frozen(self) -> None:
         """Ends the trials that are left frozen."""
         for number in self._frozen():
             trial_id = self.ids.get(number, f"frozen {number}")
@@ -206,6 +212,7 @@ class Thawing(FIFOScheduler):
             if trial.status == Trial.PAUSED
         }
         if self.searcher.is_over():
+            self.searcher.stop_frozen()  # with those that Ray does not know
             for trial in paused.values():
                 tune_controller.stop_trial(trial)
             return None

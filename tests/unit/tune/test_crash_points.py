@@ -297,6 +297,14 @@ def test_one_trial_at_a_time_ends_as_if_nothing_had_happened(method: str, disk: 
             assert world.from_there(left) == whole, (world.seed, number, left.point)
 
 
+def test_a_freeze_thaw_search_ends_as_if_nothing_had_happened(disk: Disk) -> None:
+    """Its decisions take longer, so that fewer kills are tried: one in five, of one search."""
+    (world,) = itertools.islice(worlds(disk, "freeze-thaw", 1), 1)
+    whole = world.undisturbed()
+    for number, left in list(enumerate(disk.left))[::5]:
+        assert world.from_there(left) == whole, (number, left.point)
+
+
 @pytest.mark.parametrize("method", METHODS)
 def test_two_trials_at_a_time_keep_what_was_known(method: str, disk: Disk) -> None:
     """Settings, epochs and ends that the study holds stay, and every trial comes to its end, with
