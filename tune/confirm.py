@@ -80,6 +80,7 @@ def confirm_plan(plan: Plan, record: dict[str, Any]) -> Plan:
         objectives=(METRIC,),
         points=points,
         num_trials=len(points),
+        epochs_in_all=None,
         replicas=1,
         store=store,
     )

@@ -6,6 +6,7 @@ import dataclasses
 import json
 import lzma
 import math
+import statistics
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
@@ -47,14 +48,29 @@ class Curves:
     def nearest(self, config: Point, seed: int) -> list[Row]:
         """The epochs of the recorded setting of a seed that is nearest: of the same categories
         where there is one, and of these the nearest in the logarithm of the learning rate."""
+        return self.rows[self.nearest_setting(config, seed), seed]
+
+    def nearest_setting(self, config: Point, seed: int) -> int:
+        """The number of the recorded setting of a seed that is nearest."""
         recorded = (number for number, own in self.rows if own == seed)
-        nearest = min(recorded, key=lambda number: _distance(self.settings[number], config))
-        return self.rows[nearest, seed]
+        return min(recorded, key=lambda number: _distance(self.settings[number], config))
 
     def best(self, seed: int) -> float:
         """The best metric that any setting reached with a seed."""
         curves = [rows for (_, own), rows in self.rows.items() if own == seed]
         return min(float(row[METRIC]) for rows in curves for row in rows)
+
+    def regrets(self) -> dict[int, float]:
+        """How much worse each setting is than the best one, as a share: of the means over the
+        recorded seeds of the best epoch. Infinite where it diverged with a seed."""
+        means = {}
+        for number in self.settings:
+            curves = [rows for (own, _), rows in self.rows.items() if own == number]
+            whole = all(len(rows) == self.epochs for rows in curves)
+            bests = [min((row[METRIC] for row in rows), default=math.inf) for rows in curves]
+            means[number] = statistics.fmean(bests) if whole else math.inf
+        best = min(means.values())
+        return {number: mean / best - 1 for number, mean in means.items()}
 
     def search(self, name: str) -> Search:
         """The named search over the categories that were recorded."""

@@ -71,8 +71,9 @@ def describe_trials(plan: Plan) -> str:
             first += f", then {len(plan.points) - 1} of an earlier search"
     seeds = f", each on {plan.replicas} seeds" if plan.replicas > 1 else ""
     gpus = f" and {plan.gpus:.3g} GPU" if plan.gpus else ""
+    count = f"within {plan.epochs_in_all} epochs" if plan.epochs_in_all else f"{plan.num_trials}"
     return (
-        f"{plan.num_trials} by {first}; seed {plan.seed}{seeds}; {plan.concurrent} at a time, "
+        f"{count} by {first}; seed {plan.seed}{seeds}; {plan.concurrent} at a time, "
         f"1 CPU{gpus} each"
     )
 
@@ -92,7 +93,7 @@ def describe_cost(plan: Plan, site: Site) -> str:
     """How long the search takes, about, where that was measured."""
     if site.seconds_per_epoch is None:
         return ""
-    epochs = plan.num_trials * plan.expected_epochs()
+    epochs = plan.expected_epochs_in_all()
     total = duration(epochs * site.seconds_per_epoch / plan.concurrent)
     return f"about {epochs:.0f} epochs at {site.seconds_per_epoch:.1f} s: about {total}"
 
@@ -141,6 +142,7 @@ def record(plan: Plan, options: Options, site: Site) -> dict[str, Any]:
         "num_trials": plan.num_trials,
         "replicas": plan.replicas,
         "rungs": plan.rungs,
+        "epochs_in_all": plan.epochs_in_all,
         "seed": plan.seed,
         "slots": plan.slots,
         "protocol": site.protocol,

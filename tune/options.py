@@ -68,11 +68,15 @@ class Options:
     data_dir: Path | None = None
     """Folder above MNIST/raw (default: $DCGAN_DATA_DIR or ~/.cache/dcgan)."""
     sampler: str | None = setting(None, choices=SAMPLERS)
-    """Optuna's TPE, chance, or the original study's own grid (default: tpe)."""
+    """Optuna's TPE, chance, or the original study's own grid (default: tpe; of freeze-thaw:
+    random)."""
     scheduler: str | None = setting(None, choices=SCHEDULERS)
-    """What may end trials early: ASHA, or nothing (default: asha; grid or objectives: fifo)."""
+    """What may end trials early: ASHA; nothing; or freeze-thaw, which goes epoch by epoch on with
+    what is likeliest to end best (default: asha; grid or objectives: fifo)."""
     grace_period: int | None = setting(None, least=1)
     """Epochs before ASHA's first decision (default: a sixth of a trial's)."""
+    epochs_in_all: int | None = setting(None, least=1, most=MOST_TRIALS, why="it keeps every one")
+    """Epochs after which freeze-thaw ends (default: as many as ASHA would train)."""
     replicas: int = setting(1, least=1, most=MOST_LANES)
     """Seeds that each trial trains; their mean counts."""
     objectives: str = setting(METRIC, metavar="A,B")

@@ -88,6 +88,7 @@ class Plan:
     num_trials: int
     replicas: int = 1  # seeds that each trial trains side by side
     grace_period: int  # epochs before the scheduler's first decision
+    epochs_in_all: int | None = None  # after which it ends; None: once all trials have ended
     seed: int = 0  # of the sampler
     data_dir: Path | None = None  # above the data; None lets each machine use its own
     store: Store = dataclasses.field(compare=False)  # where everything is kept
@@ -131,8 +132,9 @@ class Plan:
 
     @property
     def keep(self) -> list[int]:
-        """Epochs at which a trial may end, so that none of them may be missing from the storage."""
-        return [*self.rungs, self.epochs]
+        """Epochs at which a trial may end, or go on elsewhere, so that none of them may be missing
+        from the storage."""
+        return sorted({*self.rungs, *self.scheduler.freezes(self.epochs), self.epochs})
 
     @property
     def request(self) -> dict[str, float]:
@@ -157,6 +159,10 @@ class Plan:
     def expected_epochs(self) -> float:
         """Epochs of a trial on average."""
         return self.scheduler.expected_epochs(self)
+
+    def expected_epochs_in_all(self) -> float:
+        """Epochs of the whole search."""
+        return self.epochs_in_all or self.num_trials * self.expected_epochs()
 
 
 def quoted(module: str, *arguments: str, flags: Mapping[str, str] | None = None) -> str:
@@ -188,7 +194,7 @@ def make_plan(options: Options, site: Site) -> Plan:
         points = first_points(options, search)
     share = options.share or site.share
     slots, gpus = resources(share, options.max_concurrent, site.cpus, site.gpus)
-    return Plan(
+    plan = Plan(
         search=search,
         sampler=search.sampler,
         scheduler=SCHEDULERS[options.scheduler or usual],
@@ -208,6 +214,8 @@ def make_plan(options: Options, site: Site) -> Plan:
         confirm_seeds=options.confirm_seeds or preset.confirm_seeds,
         yardstick=yardstick,
     )
+    epochs_in_all = plan.scheduler.epochs_in_all(plan, options.epochs_in_all)
+    return dataclasses.replace(plan, epochs_in_all=epochs_in_all)
 
 
 def wanted_preset(options: Options, device: str) -> Preset:
@@ -228,6 +236,8 @@ def wanted_search(options: Options, device: str, precisions: tuple[str, ...]) ->
     search = make_search(options.search, preset, precisions, options.settings)
     replicate(search.base, options.replicas)  # refuses seeds that are too large
     sampler = options.sampler or search.sampler
+    if not options.sampler and options.scheduler and search.sampler == "tpe":
+        sampler = SCHEDULERS[options.scheduler].sampler
     if sampler == "grid":
         search = search.as_grid()
     available = search.settings  # infinite where an axis is continuous
@@ -291,6 +301,12 @@ def saved_points(options: Options, search: Search, store: Store) -> list[Point]:
         raise ValueError(
             f"--num-trials is {search.num_trials}; {store.location} was to have "
             f"{record['num_trials']}, and may only have more"
+        )
+    ends_by_epochs = SCHEDULERS[record["scheduler"]].freezes(search.base.epochs)
+    if ends_by_epochs and search.num_trials > record["num_trials"]:
+        raise ValueError(
+            f"--num-trials does not go with --resume of {store.location}, which ends by its epochs "
+            f"(--scheduler {record['scheduler']})"
         )
     if search.sampler == "grid":
         return first_points(options, search)

@@ -84,6 +84,9 @@ class Progress(ray_tune.Callback):
     def status(self) -> str:
         """The status line."""
         trials = f"trials {len(self.ended)}/{self.total}"
+        if self.plan.epochs_in_all:
+            spent = f"epochs {sum(self.reached.values())}/{self.plan.epochs_in_all}"
+            trials = f"trials {len(self.reached)}, {spent}"
         if self.failed:
             trials += f", {self.failed} failed"
         marks, epochs = [*self.plan.rungs, self.plan.epochs], self.reached.values()
@@ -103,6 +106,9 @@ class Progress(ray_tune.Callback):
 
     def _seconds_left(self) -> float:
         """The epochs to train, guessed from the trials that ended, at the pace so far."""
+        pace = self.seconds / self.epochs / self.plan.concurrent
+        if self.plan.epochs_in_all:
+            return max(0, self.plan.epochs_in_all - sum(self.reached.values())) * pace
         lengths = self.ended.values()
         typical = self.plan.expected_epochs()
         if len(lengths) >= 3:
@@ -112,7 +118,7 @@ class Progress(ray_tune.Callback):
         for epoch in running:
             # a trial already past the typical length is likely a survivor, which trains to the end
             left += typical - epoch if epoch < typical else self.plan.epochs - epoch
-        return float(left * self.seconds / self.epochs / self.plan.concurrent)
+        return left * pace
 
     def _end(self, trial: Trial, how: str) -> None:
         """Prints how a trial ended, with its settings."""

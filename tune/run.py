@@ -68,6 +68,8 @@ def search(plan: Plan, options: Options, record: dict[str, Any]) -> int:
                 print(f"retrying {retry_failed(plan)} failed trials")
             run_plan(plan, stop, Progress)
             found = print_answer(plan)
+            if found and not stop.asked and (outlook := plan.scheduler.outlook(plan)):
+                print(f"\n{outlook}")
             if found and plan.confirm and not stop.asked:
                 train_again(plan, stop)
                 print_confirmed(plan)

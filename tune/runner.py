@@ -119,7 +119,7 @@ def run_plan(plan: Plan, stop: Stop, make_progress: MakeCallback) -> None:
             f"read them by python -m analysis.tables"
         )
     take_over_folders(plan, study)
-    searcher = StudySearch(plan, study)
+    searcher = plan.scheduler.make_searcher(plan, study)
     shutil.rmtree(plan.folder / SCRATCH, ignore_errors=True)
     if searcher.remaining == 0:
         return
@@ -167,7 +167,7 @@ def tuner(
             search_alg=searcher,
             scheduler=plan.scheduler.make(plan, searcher),
             num_samples=searcher.remaining,
-            max_concurrent_trials=plan.slots,
+            max_concurrent_trials=searcher.concurrent,
             reuse_actors=True,  # a new worker would spend seconds on importing torch
             trial_name_creator=name_trial,
             trial_dirname_creator=name_trial,

@@ -4,9 +4,11 @@ An entry says when it decides, how much it leaves to train, and how it is descri
 only where its scheduler is made, so that `--help` need not wait for it.
 """
 
+import dataclasses
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
+    from optuna import Study
     from ray.tune.schedulers import TrialScheduler
 
     from tune.plan import Plan
@@ -24,6 +26,8 @@ class Scheduler:
     name = "fifo"
     several_objectives = True
     """Whether it goes with a Pareto search."""
+    sampler = "tpe"
+    """The sampler that suits it, unless a search or a person names another."""
 
     def rungs(self, epochs: int, grace_period: int) -> list[int]:
         """Epochs at which it may end a trial, before the last of all."""
@@ -36,6 +40,33 @@ class Scheduler:
     def text(self, plan: "Plan") -> str:
         """What it does, as a person reads it."""
         return "none: every trial trains all epochs"
+
+    def epochs_in_all(self, plan: "Plan", asked: int | None) -> int | None:
+        """After how many epochs it ends the search; None: once all trials have ended.
+
+        Raises:
+            ValueError: a number is asked for that it would not keep to.
+        """
+        if asked is not None:
+            raise ValueError(
+                f"--epochs-in-all does not go with --scheduler {self.name}, which ends once all "
+                f"trials have; use --num-trials, or --scheduler {FreezeThaw.name}"
+            )
+        return None
+
+    def freezes(self, epochs: int) -> list[int]:
+        """Epochs after which it may lay a trial aside that another worker goes on with."""
+        return []
+
+    def make_searcher(self, plan: "Plan", ledger: "Study | None") -> "StudySearch":
+        """What proposes settings, brought to where the study stands."""
+        from tune.study import StudySearch
+
+        return StudySearch(plan, ledger)
+
+    def outlook(self, plan: "Plan") -> str:
+        """What more epochs would likely bring, as far as it knows."""
+        return ""
 
     def make(self, plan: "Plan", searcher: "StudySearch") -> "TrialScheduler":
         """Ray's scheduler, brought to where the study stands."""
@@ -88,7 +119,55 @@ class Asha(Scheduler):
         return Halving(plan, searcher)
 
 
-SCHEDULERS: dict[str, Scheduler] = {one.name: one for one in (Asha(), Scheduler())}
+class FreezeThaw(Scheduler):
+    """Freeze-thaw search (Swersky et al. 2014, arXiv 1406.3896), with new settings of its own."""
+
+    name = "freeze-thaw"
+    several_objectives = False
+    sampler = "random"
+
+    def expected_epochs(self, plan: "Plan") -> float:
+        assert plan.epochs_in_all
+        return plan.epochs_in_all / plan.num_trials
+
+    def epochs_in_all(self, plan: "Plan", asked: int | None) -> int:
+        """As many as asked for, else as ASHA would train with as many trials."""
+        if asked is not None and asked < plan.epochs:
+            raise ValueError(
+                f"--epochs-in-all is {asked}; allowed is from the {plan.epochs} epochs of a trial "
+                f"on, which one has to train"
+            )
+        asha = dataclasses.replace(plan, scheduler=SCHEDULERS[Asha.name])
+        return asked or max(plan.epochs, round(plan.num_trials * asha.expected_epochs()))
+
+    def freezes(self, epochs: int) -> list[int]:
+        return list(range(1, epochs))
+
+    def outlook(self, plan: "Plan") -> str:
+        from tune.choice import outlook
+        from tune.ledger import open_ledger
+
+        return outlook(plan, open_ledger(plan.folder).get_trials())
+
+    def text(self, plan: "Plan") -> str:
+        return (
+            f"none: step by step goes on what is likeliest to end best, running, frozen or new; "
+            f"ends after {plan.epochs_in_all} epochs in all (freeze-thaw)"
+        )
+
+    def make_searcher(self, plan: "Plan", ledger: "Study | None") -> "StudySearch":
+        from tune.freeze_thaw import FreezeThawSearch
+
+        return FreezeThawSearch(plan, ledger)
+
+    def make(self, plan: "Plan", searcher: "StudySearch") -> "TrialScheduler":
+        from tune.freeze_thaw import FreezeThawSearch, Thawing
+
+        assert isinstance(searcher, FreezeThawSearch)
+        return Thawing(searcher)
+
+
+SCHEDULERS: dict[str, Scheduler] = {one.name: one for one in (Asha(), Scheduler(), FreezeThaw())}
 
 
 def default_grace_period(epochs: int) -> int:

@@ -47,7 +47,7 @@ class StudySearch(Searcher):
         directions = [DIRECTIONS[OBJECTIVES[name]] for name in plan.objectives]
         self.study = optuna.create_study(directions=directions)
         self.study.add_trials(past)
-        for point in plan.points[len(past) - retries :]:
+        for point in self.enqueued(plan, len(past) - retries):
             self.study.enqueue_trial(point)
         self.plan = plan
         self.ledger = ledger
@@ -63,15 +63,15 @@ class StudySearch(Searcher):
         self._in_memory: dict[str, int] = {}
         self._recorded: dict[str, set[int]] = {}
         self._best: dict[str, list[float]] = {}
+        self.concurrent: int | None = plan.slots
+        """Trials that Ray may have at a time."""
         self.remaining = plan.num_trials + retries - len(past) + len(self._begun)
 
     def suggest(self, trial_id: str) -> dict[str, Any]:
         """The complete config of the next trial: one that was interrupted, or a new one."""
         if self._begun:  # the trial will report its epochs again
-            number = self.numbers[trial_id] = self._in_memory[trial_id] = self._begun.pop(0)
-            self._recorded[trial_id] = set(self.past[number].intermediate_values)
-            return self.plan.search.complete(self.past[number].params)
-        number = self.numbers[trial_id] = len(self._tried)
+            return self._go_on(trial_id, self._begun.pop(0))
+        number = len(self._tried)
         for attempt in itertools.count():
             self.study.sampler = self._make_sampler(number, attempt)
             trial = self.study.ask()
@@ -82,13 +82,28 @@ class StudySearch(Searcher):
             self.study.tell(trial, state=TrialState.FAIL)
             if attempt >= REDRAWS:
                 self.study.enqueue_trial(self._untried(number))
+        self._begin(trial_id, trial)
+        return config
+
+    def enqueued(self, plan: Plan, begun: int) -> list[Point]:
+        """The plan's first points that come next, after as many trials as have begun."""
+        return plan.points[begun:]
+
+    def _go_on(self, trial_id: str, number: int) -> dict[str, Any]:
+        """Takes up a trial of an earlier session; returns its complete config."""
+        self.numbers[trial_id] = self._in_memory[trial_id] = number
+        self._recorded[trial_id] = set(self.past[number].intermediate_values)
+        return self.plan.search.complete(self.past[number].params)
+
+    def _begin(self, trial_id: str, trial: optuna.Trial) -> None:
+        """Records that a new trial begins."""
+        self.numbers[trial_id] = len(self._tried)
         self._in_memory[trial_id] = trial.number
         self._recorded[trial_id] = set()
         self._tried.append(trial.params)
         if self.ledger:
             self.ledger.add_trial(running(trial.params, trial.distributions))
             self._commit()
-        return config
 
     def _make_sampler(self, number: int, attempt: int) -> optuna.samplers.BaseSampler:
         """The sampler of one proposal, whose seed depends on the trial's number and the attempt

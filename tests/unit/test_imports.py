@@ -23,6 +23,7 @@ CORE = {
     },
     "tune": {
         *("searches", "options", "plan", "schedulers", "asha", "ledger", "study"),
+        *("freeze_thaw", "choice", "forecast"),
         "trainable",
         *("runner", "stop"),
     },

@@ -150,14 +150,16 @@ class Session(Simulation):
         self.random = random.Random(seed)
         super().__init__(plan, curves, 0, study)
 
-    def add_trial(self) -> None:
-        super().add_trial()
+    def add_trial(self) -> bool:
+        if not super().add_trial():
+            return False
         trial = self.trials[-1]
         name = self.plan.trial_folder(self.searcher.numbers[trial.trial_id]).name
         lanes = [TrainConfig.from_dict(trial.config)]
         folder = TrialFolder(self.plan.store.trial(name), lanes, self.task)
         self.folders[trial.trial_id] = folder
         trial.trained = len(folder.rows)
+        return True
 
     def step(self) -> None:
         """The next event: an epoch is trained and written, or the driver hears of it, somewhat
@@ -293,6 +295,14 @@ def test_one_trial_at_a_time_ends_as_if_nothing_had_happened(method: str, disk: 
         assert {f"after {name}" for name in LEDGER_WRITES} <= points
         for number, left in enumerate(disk.left):
             assert world.from_there(left) == whole, (world.seed, number, left.point)
+
+
+def test_a_freeze_thaw_search_ends_as_if_nothing_had_happened(disk: Disk) -> None:
+    """Its decisions take longer, so that fewer kills are tried: one in five, of one search."""
+    (world,) = itertools.islice(worlds(disk, "freeze-thaw", 1), 1)
+    whole = world.undisturbed()
+    for number, left in list(enumerate(disk.left))[::5]:
+        assert world.from_there(left) == whole, (number, left.point)
 
 
 @pytest.mark.parametrize("method", METHODS)

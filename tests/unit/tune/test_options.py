@@ -38,6 +38,7 @@ FLAGS: dict[str, str] = {
     "sampler": "tpe",
     "scheduler": "fifo",
     "grace_period": "1",
+    "epochs_in_all": "200",
     "replicas": "2",
     "objectives": "fid,kid",
     "points_from": "x",

@@ -192,7 +192,8 @@ def test_every_search_can_be_planned_by_its_defaults(
     plan = plan_of(tmp_path, text, search, preset)
     assert 1 <= plan.num_trials <= plan.search.settings
     assert plan.num_trials >= len(plan.points)
-    assert plan.sampler == (sampler or SEARCHES_BY_SAMPLER.get(search, "tpe"))
+    usual = SCHEDULERS[scheduler or "asha"].sampler
+    assert plan.sampler == (sampler or SEARCHES_BY_SAMPLER.get(search, usual))
     assert plan.scheduler.name == (scheduler or ("fifo" if plan.sampler == "grid" else "asha"))
 
 

@@ -101,7 +101,7 @@ def test_a_storage_that_is_gone_ends_the_search_with_the_command_to_go_on(
         search(plan, options, {})
 
 
-ALL = ["session", "tracking", "run", "answer", "confirm", "confirmed", "page", "put"]
+ALL = ["session", "tracking", "run", "answer", "confirm", "confirmed", "page", "model", "put"]
 
 
 @pytest.mark.parametrize(
@@ -109,11 +109,11 @@ ALL = ["session", "tracking", "run", "answer", "confirm", "confirmed", "page", "
     [
         ("", True, None, []),
         ("--confirm 0", True, None, ["confirm", "confirmed"]),
-        ("--no-report", True, None, ["page"]),
-        ("", False, None, ["confirm", "confirmed", "page"]),
-        ("", True, "run", ["confirm", "confirmed", "page"]),
-        ("", False, "run", ["confirm", "confirmed", "page"]),
-        ("", True, "confirm", ["page"]),
+        ("--no-report", True, None, ["page", "model"]),
+        ("", False, None, ["confirm", "confirmed", "page", "model"]),
+        ("", True, "run", ["confirm", "confirmed", "page", "model"]),
+        ("", False, "run", ["confirm", "confirmed", "page", "model"]),
+        ("", True, "confirm", ["page", "model"]),
         ("--resume run --retry-failed", True, None, []),
     ],
 )
@@ -164,6 +164,7 @@ def test_a_search_is_run_answered_confirmed_and_reported(
         "tune.confirm.train_again": step("confirm"),
         "tune.answer.print_confirmed": step("confirmed"),
         "tune.answer.write_page": step("page"),
+        "tune.answer.write_model": step("model"),
     }.items():
         monkeypatch.setattr(target, value)
     options = options_of(tmp_path, f"--wandb offline {text}")

@@ -90,7 +90,7 @@ EFFECTS: dict[str, Any] = {
         [group["lr"] for group in optimizers(state)[0].param_groups]
         + [group["lr"] for group in optimizers(state)[1].param_groups]
     ),
-    "optimizer": lambda state, config: [type(one) for one in optimizers(state)],
+    "optimizer": lambda state, config: [type(one).__bases__[-1] for one in optimizers(state)],
     "generator_depth": lambda state, config: [
         sum(isinstance(m, torch.nn.ConvTranspose2d) for m in state.generator.modules()),
         sum(isinstance(m, torch.nn.Conv2d) for m in state.discriminator.modules()),
