@@ -16,8 +16,7 @@ from typing import Any
 
 from dcgan import cli
 from dcgan.config import MOST_EPOCHS, MOST_LANES, MOST_SEED
-from dcgan.data import DATASETS, default_data_dir, folder_dataset
-from dcgan.pictures import PREFIX, whole_name
+from dcgan.data import DATASETS
 from dcgan.schema import METRIC, OBJECTIVES, SEARCH_FILE, WANDB_MODES
 from dcgan.settings import check_settings, flag_name, setting
 from dcgan.store import Store, search_store
@@ -222,17 +221,6 @@ def resumed(options: Options) -> Options:
     if "num_trials" in record:
         given.setdefault("num_trials", record["num_trials"])
     return dataclasses.replace(saved_options(record), **given)
-
-
-def settled(options: Options) -> Options:
-    """The options with what a person's folder decides, so that it need not be looked into again."""
-    if options.dataset is None or not options.dataset.startswith(PREFIX):
-        return options
-    name = whole_name(options.dataset)
-    found = folder_dataset(name, options.data_dir or default_data_dir())
-    sizes = {"image_size": found.size, "channels": found.channels, "classes": found.classes}
-    added = [f"{key}={value}" for key, value in sizes.items() if key not in options.settings]
-    return dataclasses.replace(options, dataset=name, set=(*options.set, *added))
 
 
 def read_record(store: Store) -> dict[str, Any]:

@@ -6,7 +6,7 @@ from typing import Any
 from dcgan import cli
 from dcgan.store import StorageError
 from tune.ledger import quiet_optuna
-from tune.options import Options, from_flags, make_parser, resumed, settled
+from tune.options import Options, from_flags, make_parser, resumed
 from tune.plan import Plan, make_plan
 
 # Ray, PyTorch and pandas take seconds to import, for which --help and errors need not wait: they
@@ -32,7 +32,7 @@ def run(options: Options) -> int:
         OSError: no cluster, no data, no place for the results, or one that is full or gone.
     """
     from tune.describe import describe, record
-    from tune.site import survey
+    from tune.site import settled, survey
 
     options = resumed(options) if options.resume else settled(options)
     site = survey(options)

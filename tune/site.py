@@ -22,9 +22,10 @@ import torch
 from dcgan import memory, precision
 from dcgan.bench import WARM_UP, ours, seconds, speed
 from dcgan.config import TrainConfig, replicate
-from dcgan.data import check_batch, dataset_of, default_data_dir, load_split
+from dcgan.data import check_batch, dataset_of, default_data_dir, folder_dataset, load_split
 from dcgan.evaluate import evaluate, load_reference, protocol
 from dcgan.models import build
+from dcgan.pictures import PREFIX, whole_name
 from dcgan.schema import LOCK_FILE, SEARCH_FILE
 from dcgan.state import to_device
 from dcgan.store import Mirror, Store, search_store
@@ -48,6 +49,17 @@ TIMED_BATCH = 64  # images, at most: a large batch would take long on a CPU
 GAIN = 1.05  # each doubling of the processes on a GPU must train this many times the images
 USABLE = 0.9  # of a GPU's memory; the rest is for what the libraries take late
 PROBE_BATCHES, PROBE_SECONDS = 8, 2.0  # trained at a time, and for how long
+
+
+def settled(options: Options) -> Options:
+    """The options with what a person's folder decides, so that it need not be looked into again."""
+    if options.dataset is None or not options.dataset.startswith(PREFIX):
+        return options
+    name = whole_name(options.dataset)
+    found = folder_dataset(name, options.data_dir or default_data_dir())
+    sizes = {"image_size": found.size, "channels": found.channels, "classes": found.classes}
+    added = [f"{key}={value}" for key, value in sizes.items() if key not in options.settings]
+    return dataclasses.replace(options, dataset=name, set=(*options.set, *added))
 
 
 def survey(options: Options) -> Site:
