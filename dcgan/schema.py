@@ -31,11 +31,11 @@ COLUMNS: Final[dict[str, str]] = {
     "the number of classes; higher is better",
     "confident_share": "share of generated images of whose class the classifier is sure "
     "(probability at least 0.9), 0 to 1",
-    "sharpness": "high-frequency energy of generated over that of real images; below 1 is blurred, "
-    "above is noisy",
     "digits_covered": "classes that make up at least a tenth of an equal share of the generated "
     "images (of ten classes 1 %)",
     "digit_kl": "KL of the generated class histogram from uniform, nats; 0 is best",
+    "sharpness": "high-frequency energy of generated over that of real images; below 1 is blurred, "
+    "above is noisy",
     "collapsed": "true if fewer than half of the classes appear or the samples nearly repeat one "
     "another",
     "path_length": "mean length, in feature space, of great circles between noises; less is a "

@@ -143,7 +143,7 @@ REFUSED: dict[str, list[tuple[str, str]]] = {
         ("--curves empty", "empty is no table of curves ([Errno 21] Is a directory: 'empty')"),
         (
             "--search joint",
-            "argument --search: invalid choice: 'joint' (choose from 'hparams', 'architecture')",
+            "curves.csv.xz holds no curves of search joint",
         ),
     ],
     "tune.track": [
