@@ -25,6 +25,7 @@ from dcgan.schema import (
     STATUS_OF_STATE,
     STUDY_FILE,
     TEST_FILE,
+    WEIGHTS_FILE,
     Row,
     trial_name,
 )
@@ -205,8 +206,10 @@ def local(path: str | Path, *, whole: bool = False) -> Iterator[Path]:
 
 
 def is_trial(folder: Path) -> bool:
-    """Whether a folder is one trial's: it holds its parameters or its results."""
-    return (folder / PARAMS_FILE).is_file() or (folder / ROWS_FILE).is_file()
+    """Whether a folder is one trial's: it holds its parameters or its results, and is not what
+    `dcgan.export` wrote."""
+    has_some = (folder / PARAMS_FILE).is_file() or (folder / ROWS_FILE).is_file()
+    return has_some and not (folder / WEIGHTS_FILE).is_file()
 
 
 def read_search(folder: Path) -> dict[str, Any]:
