@@ -135,6 +135,13 @@ def rank(folder: Path) -> float:
     return time.perf_counter() - start
 
 
+def recorded(curves: Any, config: Point, seed: int) -> list[Row]:
+    """`Curves.nearest`, of what a worker has of the curves."""
+    number = tune.curves.Curves.nearest_setting(curves, config, seed)
+    rows: list[Row] = curves.rows[number, seed]
+    return rows
+
+
 def run_large(trials: int, workers: int, seconds: float, folder: Path) -> dict[str, float]:
     """Runs a large search in an empty folder and returns what its driver needed."""
     quiet_ray()
@@ -143,11 +150,11 @@ def run_large(trials: int, workers: int, seconds: float, folder: Path) -> dict[s
     searcher = StudySearch(plan, open_ledger(folder, plan.objectives))
     faults = Faults(plan, searcher, plan)
     # a worker that imported these would import PyTorch or Optuna, and of the curves no more is sent
-    # than `nearest` reads
+    # than `recorded` reads
     for module in (tune.curves, tune.trainable):
         cloudpickle.register_pickle_by_value(module)
     known: Any = SimpleNamespace(rows=curves.rows, settings=curves.settings)
-    train = partial(replay, curve=partial(tune.curves.Curves.nearest, known), seconds=seconds)
+    train = partial(replay, curve=partial(recorded, known), seconds=seconds)
     watch = Watch(plan, searcher)
     full, rest = divmod(workers, NODE_CPUS)
     sizes = [0, *[NODE_CPUS] * full, *([rest] if rest else [])]  # the head trains nothing
