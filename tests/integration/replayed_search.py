@@ -135,10 +135,12 @@ def rank(folder: Path) -> float:
     return time.perf_counter() - start
 
 
-def recorded(curves: Any, config: Point, seed: int) -> list[Row]:
-    """`Curves.nearest`, of what a worker has of the curves."""
-    number = tune.curves.Curves.nearest_setting(curves, config, seed)
-    rows: list[Row] = curves.rows[number, seed]
+def recorded(
+    curves: Any, nearest: Callable[[Any, Point, int], int], config: Point, seed: int
+) -> list[Row]:
+    """`Curves.nearest`, of what a worker has of the curves, and of a function that is handed over:
+    by the name of its module a worker would import PyTorch."""
+    rows: list[Row] = curves.rows[nearest(curves, config, seed), seed]
     return rows
 
 
@@ -154,7 +156,8 @@ def run_large(trials: int, workers: int, seconds: float, folder: Path) -> dict[s
     for module in (tune.curves, tune.trainable):
         cloudpickle.register_pickle_by_value(module)
     known: Any = SimpleNamespace(rows=curves.rows, settings=curves.settings)
-    train = partial(replay, curve=partial(recorded, known), seconds=seconds)
+    train = partial(replay, curve=partial(recorded, known, nearest), seconds=seconds)
+    nearest = tune.curves.Curves.nearest_setting
     watch = Watch(plan, searcher)
     full, rest = divmod(workers, NODE_CPUS)
     sizes = [0, *[NODE_CPUS] * full, *([rest] if rest else [])]  # the head trains nothing
