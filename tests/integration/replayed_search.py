@@ -156,8 +156,8 @@ def run_large(trials: int, workers: int, seconds: float, folder: Path) -> dict[s
     for module in (tune.curves, tune.trainable):
         cloudpickle.register_pickle_by_value(module)
     known: Any = SimpleNamespace(rows=curves.rows, settings=curves.settings)
-    train = partial(replay, curve=partial(recorded, known, nearest), seconds=seconds)
     nearest = tune.curves.Curves.nearest_setting
+    train = partial(replay, curve=partial(recorded, known, nearest), seconds=seconds)
     watch = Watch(plan, searcher)
     full, rest = divmod(workers, NODE_CPUS)
     sizes = [0, *[NODE_CPUS] * full, *([rest] if rest else [])]  # the head trains nothing
