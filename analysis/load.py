@@ -18,6 +18,7 @@ from dcgan.schema import (
     ERROR_FILE,
     LABEL_COLUMNS,
     METRIC,
+    MODEL_FOLDER,
     OVER_LANES,
     PARAMS_FILE,
     ROWS_FILE,
@@ -207,9 +208,10 @@ def local(path: str | Path, *, whole: bool = False) -> Iterator[Path]:
 
 def is_trial(folder: Path) -> bool:
     """Whether a folder is one trial's: it holds its parameters or its results, and is not what
-    `dcgan.export` wrote."""
+    `dcgan.export` wrote, of which a copy of a storage may have the parameters alone."""
     has_some = (folder / PARAMS_FILE).is_file() or (folder / ROWS_FILE).is_file()
-    return has_some and not (folder / WEIGHTS_FILE).is_file()
+    exported = folder.name == MODEL_FOLDER or (folder / WEIGHTS_FILE).is_file()
+    return has_some and not exported
 
 
 def read_search(folder: Path) -> dict[str, Any]:
