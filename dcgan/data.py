@@ -24,14 +24,15 @@ from torch.nn import functional as F
 
 from dcgan.downloads import load_mnist, load_public
 from dcgan.pictures import PREFIX, Pictures, decode, find, folder_path, load_folder, probe
+from dcgan.schema import DATA_DIR_VARIABLE
 
 SPLITS = ("train", "validation", "test")
-DATA_DIR_VARIABLE = "DCGAN_DATA_DIR"
 
 MINI_PATH = Path(__file__).parent / "assets" / "mnist_mini.npz.xz"
 MINI_SHA256 = "1f38ffd64fc39553899794bf374bd24b54fd98672be571b93d3d27e663398962"
 OWN_PICTURES = "pictures of the person who trained it, whose licence is theirs to say"
 LEAST_IMAGES = 10  # of a split: the metrics look at five neighbours
+HASHED = 1000  # images at a time
 RESIDENT_SHARE = 0.5  # of a GPU's free memory that training images may take
 
 Arrays = dict[str, NDArray[np.uint8]]
@@ -118,6 +119,16 @@ def folder_dataset(name: str, data_dir: Path) -> Dataset:
     load = functools.partial(load_folder, name)
     classes = len(find(folder).classes)
     return Dataset(load, size, channels, classes, licence=OWN_PICTURES)
+
+
+def digest_of(*parts: Tensor) -> str:
+    """The sha256 of some tensors' contents, read a piece at a time: they may be larger than
+    memory."""
+    digest = hashlib.sha256()
+    for part in parts:
+        for piece in part.split(HASHED):
+            digest.update(piece.cpu().numpy().tobytes())
+    return digest.hexdigest()
 
 
 def check_split(images: Tensor, labels: Tensor, classes: int, what: str) -> None:

@@ -24,9 +24,10 @@ import torch
 from filelock import FileLock
 from torch import Tensor
 
-from dcgan.pictures import Pictures
+from dcgan.cli import one_line
+from dcgan.pictures import MOST_HELD_OUT, Pictures
+from dcgan.schema import DATA_DIR_VARIABLE
 
-MOST_HELD_OUT = 10_000
 MNIST_VALIDATION = 10_000  # the last images of the training file, always the same ones
 MNIST_SHA256 = {
     "train-images-idx3-ubyte": "ba891046e6505d7aadcbbe25680a0738ad16aec93bde7f9b65e87a2fc25776db",
@@ -123,9 +124,9 @@ def _fetch_mnist(data_dir: Path, folder: Path) -> None:
         raise FileNotFoundError(
             f"MNIST is not in {folder} and could not be fetched. Put the four files "
             f"{', '.join(MNIST_SHA256)} there, or name the folder above MNIST/raw by --data-dir or "
-            f"DCGAN_DATA_DIR, or take the digits in the package: --dataset mnist-mini. "
+            f"{DATA_DIR_VARIABLE}, or take the digits in the package: --dataset mnist-mini. "
             f"Missing: {', '.join(missing)}; "
-            f"fetching said: {' '.join(str(error).split())}"
+            f"fetching said: {one_line(error)}"
         ) from error
 
 
@@ -188,13 +189,8 @@ def reader(name: str, split: str, data_dir: Path) -> Any:
             f"{name} is missing or damaged in {data_dir / public.folder} ({found}), and could not "
             f"be downloaded ({one_line(error)}). Put its files there as torchvision keeps them and "
             f"delete damaged ones, name the folder above {public.folder} by --data-dir or "
-            f"DCGAN_DATA_DIR, or take the digits in the package: --dataset mnist-mini"
+            f"{DATA_DIR_VARIABLE}, or take the digits in the package: --dataset mnist-mini"
         ) from error
-
-
-def one_line(error: Exception) -> str:
-    """What an error says in one line."""
-    return " ".join(str(error).split()) or type(error).__name__
 
 
 def torchvision(kind: str, root: Path, *arguments: Any, **named: Any) -> Any:

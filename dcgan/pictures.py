@@ -30,6 +30,7 @@ from filelock import FileLock
 from numpy.typing import NDArray
 from torch import Tensor
 
+from dcgan.cli import one_line
 from dcgan.files import replace
 
 if TYPE_CHECKING:
@@ -37,7 +38,7 @@ if TYPE_CHECKING:
 
 PREFIX = "folder:"
 FOLDER_SPLITS = ("validation", "test", "train")
-MOST_HELD_OUT = 10_000  # of a folder's pictures in validation, and in test
+MOST_HELD_OUT = 10_000  # images of validation, and of test, of any data set
 LEAST = 50  # pictures of which a folder can be split
 LEAST_SIZE, MOST_SIZE = 16, 64  # of the images by default: what the pictures have, within these
 PROBED = 200  # pictures from which a folder's size and channels are known
@@ -115,11 +116,14 @@ def find(path: Path) -> Folder:
         ending for ending, kind in Image.registered_extensions().items() if kind in Image.OPEN
     }
     found: list[tuple[str, Path]] = []  # the subfolder, or nothing, and the file
-    others = []
+    others, seen = [], set()
     for folder, folders, names in os.walk(path, followlinks=True):
         folders[:] = sorted(name for name in folders if not name.startswith((".", "__")))
-        if len(Path(folder).relative_to(path).parts) > 20:
-            folders.clear()  # a link that leads around in a circle
+        real = os.path.realpath(folder)
+        if real in seen:  # a link to where the search for pictures has been
+            folders.clear()
+            continue
+        seen.add(real)
         for name in sorted(name for name in names if not name.startswith(".")):
             file = Path(folder) / name
             if file.suffix.lower() in readable:
@@ -199,14 +203,10 @@ def opened(file: Path) -> "Image.Image":
     except UnreadableError:
         raise
     except Exception as error:  # of many classes: each format has its own
-        raise UnreadableError(_reason(error)) from None
+        raise UnreadableError(one_line(error)) from None
     if picture.width * picture.height > MOST_PIXELS:
         raise UnreadableError(f"{picture.width} x {picture.height} pixels are too many")
     return picture
-
-
-def _reason(error: Exception) -> str:
-    return " ".join(str(error).split()) or type(error).__name__
 
 
 def read_picture(file: Path, size: int, channels: int) -> NDArray[np.uint8]:
@@ -230,7 +230,7 @@ def read_picture(file: Path, size: int, channels: int) -> NDArray[np.uint8]:
         except UnreadableError:
             raise
         except Exception as error:  # of many classes: each format has its own
-            raise UnreadableError(_reason(error)) from None
+            raise UnreadableError(one_line(error)) from None
     pixels = np.asarray(small, dtype=np.uint8)  # (S, S) or (S, S, 3)
     return pixels[None] if channels == 1 else pixels.transpose(2, 0, 1)
 

@@ -115,6 +115,9 @@ OVER_LANES: Final[dict[str, str]] = {
 }
 """How a column of one epoch is taken over a trial's lanes; other numbers are averaged."""
 
+DATA_DIR_VARIABLE: Final = "DCGAN_DATA_DIR"
+"""The environment's variable of the data folder."""
+
 # Files of a search's folder
 SEARCH_FILE: Final = "search.json"  # the question: space, rungs, seed, protocol, versions, options
 STUDY_FILE: Final = "study.db"  # Optuna's study: what was proposed, scored and decided

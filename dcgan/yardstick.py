@@ -36,6 +36,7 @@ from dcgan.data import (
     Split,
     dataset_of,
     default_data_dir,
+    digest_of,
     load_split,
     read_asset,
     to_unit_range,
@@ -215,11 +216,9 @@ def found_weights(source: Source) -> bytes:
 def yardstick_key(source: Source, split: Split) -> str:
     """A digest of what a data set's own yardstick is made from."""
     net = own_yardstick(source)
-    digest = hashlib.sha256(split.images.cpu().numpy().tobytes())
-    digest.update(split.labels.cpu().numpy().tobytes())
-    about = [VERSION, RECIPE, net.size, net.channels, net.classify.out_features]
-    digest.update(json.dumps(about).encode())
-    return digest.hexdigest()[:32]
+    recipe = recipe_for(len(split.images))
+    about = [VERSION, recipe, net.size, net.channels, net.classify.out_features, digest_of(*split)]
+    return hashlib.sha256(json.dumps(about).encode()).hexdigest()[:32]
 
 
 def trained_weights(source: Source, split: Split) -> bytes:

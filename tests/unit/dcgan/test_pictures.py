@@ -182,6 +182,7 @@ def test_hidden_and_other_files_are_no_pictures(tmp_path: Path) -> None:
     (own / "again").symlink_to(own)  # around in a circle
     folder = find(own)
     assert {file.resolve().parent for file in folder.files} == {own}
+    assert len(folder.files) == 55  # each once, or splits would share pictures
     assert folder.others[0] == (own / "notes.txt", "no picture by its ending .txt")
 
 
