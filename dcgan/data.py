@@ -112,6 +112,11 @@ def licence_of(name: str) -> str:
     return OWN_PICTURES if name.startswith(PREFIX) else DATASETS[name].licence
 
 
+def has_own_yardstick(name: str) -> bool:
+    """Whether a data set's yardstick is one that is trained for it."""
+    return name.startswith(PREFIX) or DATASETS[name].yardstick == "own"
+
+
 def folder_dataset(name: str, data_dir: Path) -> Dataset:
     """The data set `folder:PATH`. Raises as `load_split`."""
     folder = folder_path(name, data_dir)

@@ -146,6 +146,7 @@ def record(plan: Plan, options: Options, site: Site) -> dict[str, Any]:
         "seed": plan.seed,
         "slots": plan.slots,
         "protocol": site.protocol,
+        "data": site.data,
         "device": site.protocol.get("device", site.device),
         "platform": site.platform,
         "versions": site.versions,

@@ -24,7 +24,7 @@ from tune.schedulers import SCHEDULERS
 from tune.searches import PRESETS, SEARCHES, doc_of
 
 SAMPLERS = ("tpe", "random", "grid")
-VERSION = 2  # of search.json
+VERSION = 3  # of search.json
 MACHINE = ("storage", "address", "data_dir", "name", "resume")
 START = ("retry_failed", "dry_run", "report", "estimate")
 """Options of a machine, and of a start, which are never saved."""

@@ -18,11 +18,11 @@ from optuna.distributions import json_to_distribution
 
 from dcgan.config import replicate
 from dcgan.data import default_data_dir
-from dcgan.schema import CLASS_COLUMNS, METRIC, STUDY_FILE, YARDSTICK_FILE, Row, trial_name
+from dcgan.schema import CLASS_COLUMNS, METRIC, STUDY_FILE, Row, trial_name
 from dcgan.store import Store, copy_of
-from dcgan.weights import is_whole
 from tune.ledger import best_points
 from tune.options import Options, parse_objectives, read_record
+from tune.resuming import check_same_data, saved_yardstick
 from tune.schedulers import SCHEDULERS, Scheduler, default_grace_period
 from tune.searches import PRESETS, Point, Preset, Search, describe_axis, make_search
 
@@ -67,6 +67,7 @@ class Site:
     warning: str = ""  # what a person should know before the search starts
     protocol: Row = dataclasses.field(default_factory=dict)  # conditions of the evaluation
     yardstick: bytes = b""  # weights of one that was trained for the data set
+    data: str = ""  # a digest of the pictures of a person's folder
     versions: dict[str, str] = dataclasses.field(default_factory=dict)  # of what computes
     platform: str = ""  # the operating system
 
@@ -189,7 +190,8 @@ def make_plan(options: Options, site: Site) -> Plan:
     yardstick = site.yardstick
     if options.resume:
         points = saved_points(options, search, site.store)
-        yardstick = saved_yardstick(site.store)
+        check_same_data(site.store, search.base, site.data)
+        yardstick = saved_yardstick(site.store, search.base)
     else:
         points = first_points(options, search)
     share = options.share or site.share
@@ -312,20 +314,6 @@ def saved_points(options: Options, search: Search, store: Store) -> list[Point]:
         return first_points(options, search)
     points: list[Point] = record["points"]
     return points
-
-
-def saved_yardstick(store: Store) -> bytes:
-    """The weights of the yardstick that the search to resume has trained; none if it is shipped."""
-    store.get(YARDSTICK_FILE)
-    file = store.folder / YARDSTICK_FILE
-    if not file.is_file():
-        return b""
-    if not is_whole(file):
-        raise ValueError(
-            f"{file} is damaged; new epochs would not compare with those that there are, so begin "
-            f"another search"
-        )
-    return file.read_bytes()
 
 
 def resources(

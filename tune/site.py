@@ -22,7 +22,15 @@ import torch
 from dcgan import memory, precision
 from dcgan.bench import WARM_UP, ours, seconds, speed
 from dcgan.config import TrainConfig, replicate
-from dcgan.data import check_batch, dataset_of, default_data_dir, folder_dataset, load_split
+from dcgan.data import (
+    SPLITS,
+    check_batch,
+    default_data_dir,
+    digest_of,
+    folder_dataset,
+    has_own_yardstick,
+    load_split,
+)
 from dcgan.evaluate import evaluate, load_reference, protocol
 from dcgan.models import build
 from dcgan.pictures import PREFIX, whole_name
@@ -181,13 +189,16 @@ def examine(options: Options, data_dir: Path | None) -> Site:
     conditions, cost, packing, yardstick = {}, None, None, b""
     if not options.resume:
         conditions = protocol(load_reference(source, "validation"))
-        if dataset_of(source).yardstick == "own":
+        if has_own_yardstick(source.dataset):
             yardstick = own_weights(source)
         if options.estimate:
             cost = seconds_per_epoch(search, options, data_dir, device)
     if options.share is None and gpus:
         lanes = replicate(largest(search), options.replicas)
         packing = measure_packing(lanes, data_dir, device, max(1, cpus // gpus))
+    data = ""
+    if source.dataset.startswith(PREFIX):
+        data = digest_of(*(load_split(source, split).images for split in SPLITS))
     packages = {package: version(package) for package in ("torch", "ray", "optuna")}
     return Site(
         store=Store(Path()),  # the driver's
@@ -201,6 +212,7 @@ def examine(options: Options, data_dir: Path | None) -> Site:
         warning=precision.absurdly_slow(search.base.precision, device) or "",
         protocol=conditions,
         yardstick=yardstick,
+        data=data,
         versions={"python": platform.python_version(), **packages},
         platform=platform.platform(),
     )

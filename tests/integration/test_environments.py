@@ -2,6 +2,7 @@
 names, locales, terminals and locks."""
 
 import contextlib
+import hashlib
 import html
 import json
 import os
@@ -19,6 +20,7 @@ from typing import Any
 
 import pandas as pd
 import pytest
+from PIL import Image
 from search_processes import ONE_AT_A_TIME, SMALL, at, resume, wait_for
 from search_results import rows_now
 
@@ -26,7 +28,12 @@ import analysis.claims
 import analysis.report
 import analysis.tables
 import tune.run
-from dcgan.schema import REPORT_FILE, SEARCH_FILE, STUDY_FILE, TABLE_FILE
+from analysis.load import load_trials
+from dcgan import yardstick
+from dcgan.data import load_mini, load_split
+from dcgan.evaluate import load_reference
+from dcgan.schema import REPORT_FILE, SEARCH_FILE, STUDY_FILE, TABLE_FILE, YARDSTICK_FILE
+from dcgan.yardstick import load_yardstick
 
 pytestmark = [pytest.mark.slow, pytest.mark.usefixtures("nothing_left_running")]
 NAME = "it's lr=1e-3 (2) & <b>"
@@ -198,6 +205,52 @@ def test_where_data_lie_is_a_matter_of_each_command(
         assert code == 0, error
         assert "everything is in" in output
         assert (begun.folder / SEARCH_FILE).read_text() == record
+
+
+def test_a_moved_folder_of_pictures_goes_on_with_its_own_yardstick(
+    tmp_path: Path, search_in_process: Callable[..., Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Workers and later sessions train none; other pictures, or a lost yardstick, are refused."""
+    for bound in ("LEAST_UPDATES", "MOST_UPDATES"):  # in this process: a worker's takes minutes
+        monkeypatch.setattr(f"dcgan.recipe.{bound}", 20)
+    monkeypatch.setenv("DCGAN_DATA_DIR", str(tmp_path / "data"))
+    monkeypatch.setattr(yardstick, "HANDED", {})
+    own = tmp_path / "own"
+    images, labels = load_mini("train", tmp_path)
+    for number, (image, label) in enumerate(zip(images[:600], labels[:600].tolist(), strict=True)):
+        (own / f"digit {label}").mkdir(parents=True, exist_ok=True)
+        Image.fromarray(image.numpy()).save(own / f"digit {label}" / f"{number}.png")
+    asked = {"search": "hparams", "epochs": 1, "sampler": "random", "dataset": f"folder:{own}"}
+    begun = search_in_process(num_trials=2, **asked)
+    assert begun.code == 0, begun.output
+    kept = begun.folder / YARDSTICK_FILE
+    extractor = hashlib.sha256(kept.read_bytes()).hexdigest()[:12]
+
+    moved = tmp_path / "elsewhere" / "own"
+    moved.parent.mkdir()
+    own.rename(moved)
+    monkeypatch.setattr(yardstick, "HANDED", {})
+    monkeypatch.setattr(yardstick, "fit", lambda *given, **named: pytest.fail("it is trained"))
+    for cache in (load_split, load_reference, load_yardstick):
+        cache.cache_clear()
+    went_on = search_in_process(resume="s", num_trials=3, data_dir=moved.parent)
+    assert went_on.code == 0, went_on.output
+    frame = load_trials(begun.folder)
+    assert set(frame["extractor"]) == {extractor}
+    assert set(frame["status"]) == {"finished"}
+    assert len(frame) == 3
+
+    whole = kept.read_bytes()
+    kept.write_bytes(whole[:-1])
+    with pytest.raises(ValueError, match=r"yardstick\.safetensors is missing or damaged, and new"):
+        search_in_process(resume="s", num_trials=4, data_dir=moved.parent)
+    kept.write_bytes(whole)
+    first = next(moved.rglob("*.png"))
+    Image.fromarray(255 - images[0].numpy()).save(first)
+    load_split.cache_clear()
+    with pytest.raises(ValueError, match=r"has other pictures than when it began"):
+        search_in_process(resume="s", num_trials=4, data_dir=moved.parent)
+    assert load_trials(begun.folder).equals(frame)
 
 
 def test_more_trials_go_on_with_the_same_study(search_in_process: Callable[..., Any]) -> None:

@@ -24,8 +24,7 @@ CORE = {
     "tune": {
         *("searches", "options", "plan", "schedulers", "asha", "ledger", "study"),
         *("freeze_thaw", "choice", "forecast"),
-        "trainable",
-        *("runner", "stop"),
+        *("runner", "stop", "trainable", "resuming"),
     },
     "analysis": {"load", "stats", "tables", "confirm"},
 }

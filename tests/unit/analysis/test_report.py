@@ -125,6 +125,40 @@ def test_other_columns_are_those_of_the_best_epoch(tmp_path: Path) -> None:
         assert (level["sample_coverage"], level["sharpness"], level["mean"]) == (0.3, 0.9, 5.0)
 
 
+def test_nets_that_are_given_labels_stand_beside_those_without(tmp_path: Path) -> None:
+    """The best one's accuracy at its first and its best epoch, not its last; means of all."""
+    plain = [
+        (ADAM | {"conditional": "none"}, "finished", fids(20.0, x)) for x in (10.0, 12.0, 14.0)
+    ]
+    given = []
+    for best in (4.0, 5.0, 6.0):
+        epochs = [
+            {"fid": 9.0, "label_accuracy": 0.3},
+            {"fid": best, "label_accuracy": 0.9 - best / 100},
+            {"fid": 8.0, "label_accuracy": 0.95},
+        ]
+        given.append((ADAM | {"conditional": "concat", "epochs": 3}, "finished", epochs))
+    runs = [make(tmp_path / "plain", plain), make(tmp_path / "given", given)]
+    assert answer_of(runs[0])["groups"][0]["labels"] is None
+    (group,) = answer_of(*runs)["groups"]
+    labels = group["labels"]
+    assert (labels["run"], labels["trial"]) == ("given", "trial_0000")
+    shown = [(row["epoch"], row["fid"], row["label_accuracy"]) for row in labels["epochs"]]
+    assert shown == [(1, 9.0, 0.3), (2, 4.0, pytest.approx(0.86))]
+    assert {row["conditional"]: row["mean"] for row in labels["levels"]} == {
+        "none": 12.0,
+        "concat": 5.0,
+    }
+    text = markdown_of(*runs)
+    assert "## Labels" in text
+    (concat, none) = sorted(rows_of(text, "conditional"), key=lambda row: row["conditional"])
+    assert concat["fid, mean"] == "5.0 [2.5, 7.5]"  # 4.303 / 3 ** 0.5 on both sides
+    assert concat["fid, difference from the best"] == "best"
+    assert none["fid, difference from the best"].startswith("+7.0 [")
+    alone = markdown_of(runs[1])
+    assert "These runs have none without, to compare with" in alone
+
+
 @pytest.mark.parametrize(
     ("search", "setting", "column"),
     [

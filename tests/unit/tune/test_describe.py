@@ -192,7 +192,7 @@ def test_the_record_is_json_and_holds_what_decides(tmp_path: Path) -> None:
         {"column": "sample_coverage", "mode": "max"},
     ]
     expected = {
-        "version": 2,
+        "version": 3,
         "search": "hparams",
         "sampler": "tpe",
         "scheduler": "fifo",

@@ -424,7 +424,7 @@ def test_a_record_with_an_unknown_option_or_a_wrong_value_is_refused(tmp_path: P
 
 
 @pytest.mark.parametrize(
-    "content", [{"arguments": {"search": "hparams"}, "points": []}, {}, {"version": 3}]
+    "content", [{"arguments": {"search": "hparams"}, "points": []}, {}, {"version": 4}]
 )
 def test_a_search_of_another_version_is_refused_in_one_line(
     content: dict[str, Any], tmp_path: Path
@@ -433,6 +433,6 @@ def test_a_search_of_another_version_is_refused_in_one_line(
     (tmp_path / "run" / SEARCH_FILE).write_text(json.dumps(content))
     with pytest.raises(
         ValueError,
-        match=r"is of another version of this program \([13], this one has 2\), .*analysis.tables$",
+        match=r"of another version of this program \([124], this one has 3\), .*analysis.tables$",
     ):
         resume(tmp_path)
