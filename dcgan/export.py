@@ -78,13 +78,16 @@ def export_weights(trial: Path, out: Path, confirmed: dict[str, Any]) -> list[Pa
     """Writes the files of a trial's best generator but ONNX's, which need no further package.
     `confirmed` is what the confirm stage found of its settings. Returns and raises as `export`."""
     generator, config, epoch = checkpoint.load_generator(trial)
-    return write(out, generator, config, card_of(trial, config, epoch, confirmed), onnx=False)
+    text = card_of(trial, config, epoch, confirmed, onnx=False)
+    return write(out, generator, config, text, onnx=False)
 
 
-def card_of(trial: Path, config: TrainConfig, epoch: int, confirmed: dict[str, Any]) -> str:
+def card_of(
+    trial: Path, config: TrainConfig, epoch: int, confirmed: dict[str, Any], *, onnx: bool = True
+) -> str:
     """The model card of an epoch's generator."""
     trust, which = said_of_confirmation(confirmed), f"The generator of epoch {epoch}"
-    return card(config, row_of(trial, config, epoch), trust, which)
+    return card(config, row_of(trial, config, epoch), trust, which, onnx=onnx)
 
 
 def write(
@@ -177,26 +180,24 @@ def row_of(run: Path, config: TrainConfig, epoch: int) -> Row:
     return dict(row)
 
 
-def card(config: TrainConfig, row: Row, trust: str, which: str) -> str:
-    """The model card, Markdown, with what is said of how far to trust the row's numbers, and which
-    of the run's generators it is."""
+def card(config: TrainConfig, row: Row, trust: str, which: str, *, onnx: bool = True) -> str:
+    """The model card, Markdown, with what is said of how far to trust the row's numbers, which of
+    the run's generators it is, and how ONNX Runtime draws from it if there is such a file."""
+    # of a person's folder the name alone: where it lies is nobody else's business
+    data = Path(config.dataset).name
     shape = f"{config.image_size} × {config.image_size}"
     classes = f", of {config.label_size} classes as asked" if config.label_size else ""
-    given = '"noise": noise'
-    if config.label_size:
-        given += f', "labels": numpy.arange(64) % {config.label_size}'
     accuracy = ""
     if "extractor_accuracy" in row:  # rows of earlier versions lack it
-        accuracy = f", which is right for {row['extractor_accuracy']:.1%} of real images"
+        known = "class" if config.classes > 1 else "orientation"
+        accuracy = f", which recognises the {known} of {row['extractor_accuracy']:.1%} of real ones"
     settings = [f"| {name} | {value} |" for name, value in config.to_dict().items()]
-    scores = [
-        f"| {name} | {row[name]:.4g} | {(COLUMNS | LABEL_COLUMNS)[name]} |"
-        for name in SHOWN
-        if name in row
-    ]
+    settings[0] = f"| dataset | {data} |"
+    about = COLUMNS | LABEL_COLUMNS
+    scores = [f"| {name} | {row[name]:.4g} | {about[name]} |" for name in SHOWN if name in row]
     return "\n".join(
         [
-            f"# A DCGAN that makes images of {config.dataset}, {shape}, "
+            f"# A DCGAN that makes images of {data}, {shape}, "
             f"{config.channels} channel{'s' * (config.channels > 1)}",
             "",
             f"{which} of {config.epochs}, of seed {config.seed}, trained by dcgan-tune. It makes "
@@ -205,7 +206,7 @@ def card(config: TrainConfig, row: Row, trust: str, which: str) -> str:
             "",
             "## Data",
             "",
-            f"{config.dataset}: {licence_of(config.dataset)}.",
+            f"{data}: {licence_of(config.dataset)}.",
             "",
             "## Quality",
             "",
@@ -226,14 +227,7 @@ def card(config: TrainConfig, row: Row, trust: str, which: str) -> str:
             "python -m dcgan.sample . --count 64 --out samples.png",
             "```",
             "",
-            "```python",
-            "import numpy, onnxruntime",
-            f'session = onnxruntime.InferenceSession("{ONNX_FILE}")',
-            f"noise = numpy.random.randn(64, {config.latent_size}).astype(numpy.float32)",
-            f'(images,) = session.run(["images"], {{{given}}})  '
-            f"# (64, {config.channels}, {config.image_size}, {config.image_size}) in [-1, 1]",
-            "```",
-            "",
+            *(onnx_lines(config) if onnx else ()),
             "## Settings",
             "",
             "| setting | value |",
@@ -242,6 +236,23 @@ def card(config: TrainConfig, row: Row, trust: str, which: str) -> str:
             "",
         ]
     )
+
+
+def onnx_lines(config: TrainConfig) -> list[str]:
+    """How ONNX Runtime draws images, in the card's Markdown."""
+    given = '"noise": noise'
+    if config.label_size:
+        given += f', "labels": numpy.arange(64) % {config.label_size}'
+    return [
+        "```python",
+        "import numpy, onnxruntime",
+        f'session = onnxruntime.InferenceSession("{ONNX_FILE}")',
+        f"noise = numpy.random.randn(64, {config.latent_size}).astype(numpy.float32)",
+        f'(images,) = session.run(["images"], {{{given}}})  '
+        f"# (64, {config.channels}, {config.image_size}, {config.image_size}) in [-1, 1]",
+        "```",
+        "",
+    ]
 
 
 def said_of_confirmation(confirmed: dict[str, Any]) -> str:

@@ -18,7 +18,7 @@ import dcgan.sample
 from dcgan import checkpoint
 from dcgan.config import TrainConfig, read_lanes
 from dcgan.evaluate import generate
-from dcgan.export import export
+from dcgan.export import card, export, export_weights
 from dcgan.loop import train
 from dcgan.schema import ANSWER_FILE, CHECKPOINT_FILE, Row
 
@@ -106,6 +106,30 @@ def test_the_cards_code_runs(exported: Path, monkeypatch: pytest.MonkeyPatch) ->
     exec(code, names)
     assert names["images"].shape == (64, 3, 20, 20)
     assert np.abs(names["images"]).max() <= 1
+
+
+def test_without_onnx_the_card_speaks_of_none(run: Path, tmp_path: Path) -> None:
+    """As every search writes its best generator."""
+    files = export_weights(run, tmp_path / "out", {})
+    assert [file.name for file in files] == ["generator.safetensors", "README.md", "params.json"]
+    text = (tmp_path / "out" / "README.md").read_text(encoding="utf-8")
+    assert "onnx" not in text
+    share = checkpoint.load(run)["rows"][-1]["extractor_accuracy"]
+    assert f"recognises the class of {share:.1%} of real ones" in text
+    generator, config, _ = checkpoint.load_generator(tmp_path / "out")
+    expected, of_run, _ = checkpoint.load_generator(run)
+    assert config == of_run
+    noise = torch.randn(4, config.latent_size)
+    assert torch.equal(generate(generator, noise), generate(expected, noise))
+
+
+def test_of_a_persons_folder_the_card_has_the_name_alone(run: Path) -> None:
+    row = checkpoint.load(run)["rows"][-1]
+    sizes = {"image_size": 20, "channels": 3, "classes": 0}
+    text = card(TrainConfig(dataset="folder:/home/me/faces", **sizes), row, "", "The generator")
+    assert text.startswith("# A DCGAN that makes images of faces, 20 × 20, 3 channels")
+    assert "/home/me" not in text
+    assert "recognises the orientation of" in text
 
 
 def test_of_a_conditional_net_the_label_is_an_input(
