@@ -187,6 +187,7 @@ def one_ray() -> Iterator[None]:
 
     from tune.runner import quiet_ray, start_ray
 
+    before = dict(os.environ)
     quiet_ray()
     paths = os.pathsep.join([str(ROOT), str(ROOT / "tests" / "numerical")])
     start_ray(
@@ -196,6 +197,10 @@ def one_ray() -> Iterator[None]:
             "worker_process_setup_hook": "few_digits.register",
         },
     )
+    # where a person has a token for Ray, Ray asks for it in each process that inherits this: those
+    # of other tests have another home
+    os.environ.clear()
+    os.environ.update(before)
     yield
     ray.shutdown()
 
