@@ -1,13 +1,18 @@
 """A freeze-thaw search on real Ray: trials pause and go on from their checkpoints, and one that was
 killed ends as the undisturbed one."""
 
-import os
+import shutil
 import signal
 from pathlib import Path
 
 import pytest
-from search_processes import QUICK, another_row, at, printed_command, resume, run, start
+from object_store import BUCKET, s3
+from search_processes import QUICK, at, printed_command, run, start, wait_for
 from search_results import decisions, epochs_by_trial, rows_of
+from wandb_runs import assert_logged_once
+
+from analysis.load import load_trials
+from dcgan.store import Mirror
 
 pytestmark = [
     pytest.mark.slow,
@@ -21,9 +26,12 @@ SEARCH = [
 ]
 
 
-def test_killed_and_interrupted_it_ends_as_if_nothing_had_happened(tmp_path: Path) -> None:
-    """Decision for decision and row for row, with one trial at a time."""
-    one = [*SEARCH, "--max-concurrent", "1"]
+def test_killed_and_interrupted_it_ends_as_if_nothing_had_happened(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Decision for decision and row for row, with one trial at a time of two seeds each: on a disk,
+    and in an object store, tracked, once with the loss of the machine."""
+    one = [*SEARCH, "--max-concurrent", "1", "--replicas", "2"]
     code, output = run([*one, *at(tmp_path, "whole")], tmp_path / "home")
     assert code == 0, output
     assert f"within {BUDGET} epochs by random" in output
@@ -31,31 +39,49 @@ def test_killed_and_interrupted_it_ends_as_if_nothing_had_happened(tmp_path: Pat
     whole = tmp_path / "whole"
     trials = decisions(whole)
     lengths = {trial["number"]: len(trial["epochs"]) for trial in trials}
+    assert max(lengths) >= 3
     assert BUDGET - EPOCHS < sum(lengths.values()) <= BUDGET
     for trial in trials:  # as Optuna, tables and reports know such trials
         finished = lengths[trial["number"]] == EPOCHS
         assert trial["state"] == ("COMPLETE" if finished else "PRUNED")
     assert {trial["state"] for trial in trials} == {"COMPLETE", "PRUNED"}
-    expected = {f"trial_{number:04d}": list(range(1, n + 1)) for number, n in lengths.items()}
+    expected = {
+        f"trial_{number:04d}": sorted([*range(1, n + 1)] * 2) for number, n in lengths.items()
+    }
     assert epochs_by_trial(whole) == expected
     assert set(rows_of(whole)["status"]) == {"finished", "stopped"}
 
-    folder = tmp_path / "killed"
-    process = start([*one, *at(tmp_path, "killed")], tmp_path / "home")
-    for _ in range(4):
-        assert another_row(process, folder)
-    os.killpg(process.pid, signal.SIGKILL)
-    process.communicate(timeout=60)
-    process = start(resume(folder), tmp_path / "home")
-    for _ in range(4):
-        assert another_row(process, folder)
-    process.send_signal(signal.SIGTERM)
-    output, _ = process.communicate(timeout=60)
-    assert process.returncode == 130, output
-    code, output = run(printed_command(output), tmp_path / "home")
-    assert code == 0, output
-    assert decisions(folder) == trials
-    assert rows_of(folder).equals(rows_of(whole))
+    with s3() as server:
+        for name, value in server.items():
+            monkeypatch.setenv(name, value)
+        storage, copy = f"s3://{BUCKET}/runs", tmp_path / "copy"
+        tracked = ["--wandb", "offline"]
+        process = start([*one, *tracked, *at(storage)], tmp_path / "lost")
+        wait_for(lambda: rows_in(f"{storage}/s") >= 6, process)
+        process.kill()
+        process.communicate()
+        shutil.rmtree(tmp_path / "lost")
+        again = ["--resume", "s", "--storage", storage, *tracked]
+        process = start(again, tmp_path / "other")
+        wait_for(lambda: rows_in(f"{storage}/s") >= 14, process)
+        process.send_signal(signal.SIGTERM)
+        output, _ = process.communicate(timeout=60)
+        assert process.returncode == 130, output
+        code, output = run([*printed_command(output), *tracked], tmp_path / "other")
+        assert code == 0, output
+        copy.mkdir()
+        Mirror(copy, f"{storage}/s").get()
+    assert decisions(copy) == trials
+    assert rows_of(copy).equals(rows_of(whole))
+    assert "summary" in assert_logged_once(copy)
+
+
+def rows_in(search: str) -> int:
+    """Rows that a storage has of a search by now."""
+    try:
+        return int(load_trials(search)["epoch"].count())
+    except FileNotFoundError:
+        return 0
 
 
 def test_two_at_a_time_it_keeps_to_its_budget(tmp_path: Path) -> None:
