@@ -39,7 +39,7 @@ COMPARED = "tpe+asha"  # what the others' epochs are shares of
 EPOCHS = 200
 """Epochs up to which regrets are followed, and after which what ends by its epochs ends."""
 SHOWN = (20, 30, 40, 60, 80, 120, 160)  # epochs whose regrets are printed
-GRID = 10  # epochs between two regrets in the JSON
+GRID = 5  # epochs between two regrets in the JSON
 RESAMPLES = 10_000
 
 

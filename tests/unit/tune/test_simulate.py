@@ -7,6 +7,7 @@ import json
 import lzma
 import math
 import random
+import runpy
 import shutil
 import sys
 from collections.abc import Callable, Iterator
@@ -603,6 +604,13 @@ def test_regrets_as_json_are_a_list_of_objects(
         ("joint", method, workers) for method in METHODS for workers in (1, 2)
     }
     assert all(row["regret_low"] <= row["regret_median"] <= row["regret_high"] for row in rows)
+
+    regrets, picture = tmp_path / "regrets.json", tmp_path / "regret.png"
+    regrets.write_text(json.dumps(rows))
+    script = Path(__file__).parents[3] / "docs" / "regret.py"
+    monkeypatch.setattr(sys, "argv", [str(script), str(regrets), str(picture)])
+    runpy.run_path(str(script), run_name="__main__")
+    assert picture.read_bytes().startswith(b"\x89PNG")
 
 
 def joint_recording() -> Iterator[Row]:
