@@ -153,12 +153,15 @@ def _scatter(name: Path) -> bytes:
 
 
 def load_folder(dataset: str, split: str, data_dir: Path) -> tuple[Pictures, Tensor]:
-    """The files of a split of `folder:PATH`, and their labels (N,)."""
-    folder = find(folder_path(dataset, data_dir))
+    """The files of a split of `folder:PATH`, and their labels (N,); the classes are mixed, so that
+    the first images stand for all."""
+    path = folder_path(dataset, data_dir)
+    folder = find(path)
     step = max(5, -(-len(folder.files) // MOST_HELD_OUT))
     # every `step`-th picture is of validation, its neighbour of test, the rest of train
     part = [min(place % step, 2) for place in range(len(folder.files))]
     index = [place for place, own in enumerate(part) if FOLDER_SPLITS[own] == split]
+    index.sort(key=lambda place: _scatter(folder.files[place].relative_to(path)))
     labels = torch.tensor([folder.labels[place] for place in index], dtype=torch.int64)
     files = [folder.files[place] for place in index]
     return Pictures(files, folder.others if split == "train" else ()), labels

@@ -6,7 +6,10 @@ import json
 import math
 import statistics
 from collections.abc import Mapping, Sequence
+from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass
+from functools import partial
+from multiprocessing import get_context
 from pathlib import Path
 from typing import Any
 
@@ -103,17 +106,18 @@ def outcome(plan: Plan, curves: Curves, budget: int) -> Outcome:
 def run_methods(
     curves: Curves, search: Search, seeds: int, workers: int, num_trials: int, grace_period: int
 ) -> dict[str, list[Outcome]]:
-    """Simulates searches by each method, by the same seeds."""
-    budget = num_trials * curves.epochs
-    return {
-        method: [
-            outcome(
-                make_plan(search, method, seed, num_trials, grace_period, workers), curves, budget
-            )
-            for seed in range(seeds)
-        ]
+    """Simulates searches by each method, by the same seeds, on all cores."""
+    plans = [
+        make_plan(search, method, seed, num_trials, grace_period, workers)
+        for seed in range(seeds)
         for method in METHODS
-    }
+    ]
+    simulated = partial(outcome, curves=curves, budget=num_trials * curves.epochs)
+    # processes that start anew: a fork of one that has threads may wait for ever
+    spawning = get_context("spawn")
+    with ProcessPoolExecutor(mp_context=spawning, initializer=quiet_optuna) as pool:
+        outcomes = list(pool.map(simulated, plans))
+    return {method: outcomes[i :: len(METHODS)] for i, method in enumerate(METHODS)}
 
 
 def describe_target(outcomes: Mapping[str, Sequence[Outcome]]) -> str:

@@ -211,6 +211,7 @@ def test_splits_are_whole_disjoint_and_hold_every_class(tmp_path: Path) -> None:
         files, labels = pictures.load_folder(name, split, tmp_path)
         assert len(files) == len(labels) == count
         assert set(labels.tolist()) == {0, 1, 2}
+        assert set(labels[:10].tolist()) == {0, 1, 2}  # what a part of the images stands for
         names += [str(file) for file in files.files]
     assert len(set(names)) == len(names) == 100
 
