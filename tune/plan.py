@@ -64,6 +64,7 @@ class Site:
     data_dir: Path | None = None  # above the data; None lets each machine use its own
     packing: Packing | None = None  # how trials share a GPU, where that was to be measured
     seconds_per_epoch: float | None = None  # of all replicas, evaluated; None: not measured
+    images: int = 0  # of the training split; 0: not counted
     warning: str = ""  # what a person should know before the search starts
     protocol: Row = dataclasses.field(default_factory=dict)  # conditions of the evaluation
     yardstick: bytes = b""  # weights of one that was trained for the data set
@@ -182,7 +183,7 @@ def make_plan(options: Options, site: Site) -> Plan:
         ValueError: a combination that cannot work, or a search to resume that had another space.
         FileNotFoundError: there is no search to take points from.
     """
-    search = wanted_search(options, site.device, site.precisions)
+    search = wanted_search(options, site.device, site.precisions, site.images)
     preset = wanted_preset(options, site.device)
     objectives = parse_objectives(options.objectives)
     # nothing ends a grid, or a Pareto search, early
@@ -226,9 +227,12 @@ def wanted_preset(options: Options, device: str) -> Preset:
     return dataclasses.replace(preset, width=options.width or preset.width)
 
 
-def wanted_search(options: Options, device: str, precisions: tuple[str, ...]) -> Search:
+def wanted_search(
+    options: Options, device: str, precisions: tuple[str, ...], images: int = 0
+) -> Search:
     """The search that a person asks for, with its sampler and its number of trials: as asked, else
-    the whole grid, else the search's own.
+    the whole grid, else the search's own. Where the images of the training split are known, no
+    batch is larger.
 
     Raises:
         ValueError: a combination of options that cannot work.
@@ -236,6 +240,8 @@ def wanted_search(options: Options, device: str, precisions: tuple[str, ...]) ->
     assert options.search
     preset = wanted_preset(options, device)
     search = make_search(options.search, preset, precisions, options.settings)
+    if images:
+        search = search.within(images)
     replicate(search.base, options.replicas)  # refuses seeds that are too large
     sampler = options.sampler or search.sampler
     if not options.sampler and options.scheduler and search.sampler == "tpe":

@@ -98,6 +98,19 @@ class Search:
         axes = {name: CategoricalDistribution(values) for name, values in self.grid.items()}
         return dataclasses.replace(self, axes=axes)
 
+    def within(self, images: int) -> "Search":
+        """The same search without the batches that are larger than a training split."""
+        axis = self.axes.get("batch_size")
+        sizes = [size for size in choices_of(axis) or () if size <= images] if axis else []
+        if not isinstance(axis, CategoricalDistribution) or not sizes:
+            return self  # which is refused as a config of such a batch is
+        grid = {
+            name: [value for value in values if name != "batch_size" or value <= images]
+            for name, values in self.grid.items()
+        }
+        axes = {**self.axes, "batch_size": CategoricalDistribution(sizes)}
+        return dataclasses.replace(self, axes=axes, grid=grid)
+
     def points(self) -> list[Point]:
         """Every point of a finite space, in a fixed order; none where an axis is continuous."""
         choices = [choices_of(axis) or () for axis in self.axes.values()]

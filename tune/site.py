@@ -159,7 +159,7 @@ def examine_cluster(options: Options, data_dir: Path | None, cluster: Cluster) -
     else:
         site = cluster.run_on_worker(examine, options, data_dir)
     cluster.refresh()
-    search = wanted_search(options, site.device, site.precisions)
+    search = wanted_search(options, site.device, site.precisions, site.images)
     check_data(cluster, search.base.source(data_dir, torch.device("cpu")))
     return dataclasses.replace(
         site,
@@ -184,7 +184,13 @@ def examine(options: Options, data_dir: Path | None) -> Site:
     source = search.base.source(data_dir, device)
     if reason := precision.unsupported(search.base.precision, device):
         raise ValueError(reason)
+    images = len(load_split(source, "train").images)
+    largest_batch = largest(search).batch_size
+    search = wanted_search(options, device.type, precisions, images)
     check_batch(largest(search).batch_size, source)
+    warnings = [precision.absurdly_slow(search.base.precision, device) or ""]
+    if largest(search).batch_size < largest_batch:
+        warnings.append(f"batches above {images} are left out: no more images are trained on")
     cpus, gpus = usable_cpus(), torch.cuda.device_count() if device.type == "cuda" else 0
     conditions, cost, packing, yardstick = {}, None, None, b""
     if not options.resume:
@@ -209,7 +215,8 @@ def examine(options: Options, data_dir: Path | None) -> Site:
         data_dir=data_dir,
         packing=packing,
         seconds_per_epoch=cost,
-        warning=precision.absurdly_slow(search.base.precision, device) or "",
+        images=images,
+        warning="; ".join(filter(None, warnings)),
         protocol=conditions,
         yardstick=yardstick,
         data=data,

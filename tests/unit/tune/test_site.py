@@ -110,11 +110,29 @@ def test_what_would_make_every_trial_fail_is_refused(monkeypatch: pytest.MonkeyP
     with pytest.raises(ValueError, match=message):
         examine(options_of("--set batch_size=9000", "baseline"), None)
     search = search_of()
-    large = {"batch_size": CategoricalDistribution((64, 9000))}
-    wide = dataclasses.replace(search, axes={**search.axes, **large})
-    monkeypatch.setitem(SEARCHES, "hparams", lambda *arguments: wide)
-    with pytest.raises(ValueError, match=message):
-        examine(options_of(), None)
+    for batches, refused in (((64, 9000), False), ((9000, 9001), True)):
+        large = {"batch_size": CategoricalDistribution(batches)}
+        wide = dataclasses.replace(search, axes={**search.axes, **large})
+        monkeypatch.setitem(SEARCHES, "hparams", lambda *arguments, wide=wide: wide)
+        if refused:
+            message = "batch_size is 9001; the training split of mnist-mini holds 8000"
+            with pytest.raises(ValueError, match=message):
+                examine(options_of("--no-estimate"), None)
+        else:
+            found = examine(options_of("--no-estimate"), None)
+            assert found.images == 8000
+            assert found.warning.startswith("batches above 8000 are left out")
+
+
+@pytest.mark.parametrize(("images", "left"), [(63, 3), (64, 1), (255, 2), (256, 3)])
+def test_few_images_leave_out_the_batches_that_are_larger(images: int, left: int) -> None:
+    sizes = [64, 128, 256]
+    search = search_of().within(images)
+    assert search.axes["batch_size"] == CategoricalDistribution(sizes[:left])
+    if images >= 64:
+        grid = search.as_grid()
+        assert grid.axes["batch_size"] == CategoricalDistribution(sizes[: min(left, 2)])
+        assert grid.settings == 6 * min(left, 2)
 
 
 def test_this_machine_is_examined(tmp_path: Path) -> None:
