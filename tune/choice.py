@@ -3,14 +3,16 @@ begins, by a forecast of all curves so far (Swersky et al. 2014, arXiv 1406.3896
 is that of Rakotoarison et al. 2024, arXiv 2404.16795). All functions are pure.
 """
 
+import contextlib
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 
 import numpy as np
 from optuna.distributions import BaseDistribution, FloatDistribution
 from optuna.trial import FrozenTrial, TrialState
 from scipy.stats import norm
+from threadpoolctl import ThreadpoolController
 
 from dcgan.schema import METRIC
 from tune.forecast import Epochs, Forecast, axis_of_columns, encode, fit, imagine, time_of
@@ -25,6 +27,7 @@ GAIN = (-1.5, 0.3)
 """By how much the best is to be beaten: a random power of ten between these, in standard deviations
 of the metric's logarithm."""
 MOST_SEEN = 400  # epochs that a forecast is made of; a decision then takes some tenths of a second
+LIBRARIES = ThreadpoolController()  # that are loaded by now and have threads
 
 
 @dataclass(slots=True)
@@ -69,6 +72,14 @@ def curves_of(trials: Sequence[FrozenTrial]) -> dict[int, Curve]:
 def step_of(epochs: int) -> int:
     """Epochs that a trial trains before the next decision."""
     return max(1, round(epochs / STEPS))
+
+
+@contextlib.contextmanager
+def one_thread() -> Iterator[None]:
+    """Keeps products of matrices to one thread. For such small ones more cost far more than they
+    bring, above all beside trials that train, and round as the number of cores has it."""
+    with LIBRARIES.limit(limits=1, user_api="blas"):
+        yield
 
 
 def forecast_of(curves: Trials, axes: Mapping[str, BaseDistribution], epochs: int) -> Forecast:
@@ -116,6 +127,7 @@ def draw(axes: Mapping[str, BaseDistribution], rng: np.random.Generator) -> Poin
     return point
 
 
+@one_thread()
 def choose(
     curves: Trials,
     frozen: Sequence[int],
@@ -150,6 +162,7 @@ def choose(
     return fresh[likeliest].point if likeliest in fresh else likeliest
 
 
+@one_thread()
 def outlook(plan: Plan, trials: Sequence[FrozenTrial]) -> str:
     """What more epochs would likely bring: the expected improvement (Jones et al. 1998, equation
     15, of the metric's logarithm) of the most promising trial, trained to its end."""
