@@ -1,10 +1,11 @@
 """Averages of weights whose length is chosen after training (Karras et al. 2024, EDM2, arXiv
 2312.02696, section 3 and appendix C).
 
-The power-function average of exponent γ at time t takes the weights of time τ in proportion to its
-profile, (γ + 1) τ^γ / t^(γ + 1) for 0 < τ <= t. Its length is the profile's standard deviation over
-t, the paper's σ_rel. Of two averages, snapshots are kept as training goes. Any other average is
-close to a combination of the snapshots: to the one whose profile is nearest by least squares.
+The power-function average of exponent γ at time t takes the weights of time τ in proportion to
+its profile, (γ + 1) τ^γ / t^(γ + 1) for 0 < τ <= t. Its length is the profile's standard
+deviation over t, the paper's σ_rel. Of two averages, snapshots are kept as training goes. Any
+other average is close to a combination of the snapshots: to the one whose profile is nearest by
+least squares.
 
 Shapes: n snapshots, of either exponent.
 """

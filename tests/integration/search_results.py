@@ -53,3 +53,11 @@ def epochs_by_trial(folder: Path) -> dict[str, list[int]]:
 def rows_now(folder: Path) -> int:
     """Rows in the files of a search."""
     return sum(map(len, epochs_by_trial(folder).values()))
+
+
+def rows_stored(search: str) -> int:
+    """Rows that a storage has of a search, given by its URI, by now."""
+    try:
+        return int(load_trials(search)["epoch"].count())
+    except FileNotFoundError:
+        return 0

@@ -8,10 +8,9 @@ from pathlib import Path
 import pytest
 from object_store import BUCKET, s3
 from search_processes import QUICK, at, printed_command, run, start, wait_for
-from search_results import decisions, epochs_by_trial, rows_of
+from search_results import decisions, epochs_by_trial, rows_of, rows_stored
 from wandb_runs import assert_logged_once
 
-from analysis.load import load_trials
 from dcgan.store import Mirror
 
 pytestmark = [
@@ -39,7 +38,6 @@ def test_killed_and_interrupted_it_ends_as_if_nothing_had_happened(
     whole = tmp_path / "whole"
     trials = decisions(whole)
     lengths = {trial["number"]: len(trial["epochs"]) for trial in trials}
-    assert max(lengths) >= 3
     assert BUDGET - EPOCHS < sum(lengths.values()) <= BUDGET
     for trial in trials:  # as Optuna, tables and reports know such trials
         finished = lengths[trial["number"]] == EPOCHS
@@ -57,13 +55,13 @@ def test_killed_and_interrupted_it_ends_as_if_nothing_had_happened(
         storage, copy = f"s3://{BUCKET}/runs", tmp_path / "copy"
         tracked = ["--wandb", "offline"]
         process = start([*one, *tracked, *at(storage)], tmp_path / "lost")
-        wait_for(lambda: rows_in(f"{storage}/s") >= 6, process)
+        wait_for(lambda: rows_stored(f"{storage}/s") >= 6, process)
         process.kill()
         process.communicate()
         shutil.rmtree(tmp_path / "lost")
         again = ["--resume", "s", "--storage", storage, *tracked]
         process = start(again, tmp_path / "other")
-        wait_for(lambda: rows_in(f"{storage}/s") >= 14, process)
+        wait_for(lambda: rows_stored(f"{storage}/s") >= 14, process)
         process.send_signal(signal.SIGTERM)
         output, _ = process.communicate(timeout=60)
         assert process.returncode == 130, output
@@ -74,14 +72,6 @@ def test_killed_and_interrupted_it_ends_as_if_nothing_had_happened(
     assert decisions(copy) == trials
     assert rows_of(copy).equals(rows_of(whole))
     assert "summary" in assert_logged_once(copy)
-
-
-def rows_in(search: str) -> int:
-    """Rows that a storage has of a search by now."""
-    try:
-        return int(load_trials(search)["epoch"].count())
-    except FileNotFoundError:
-        return 0
 
 
 def test_two_at_a_time_it_keeps_to_its_budget(tmp_path: Path) -> None:

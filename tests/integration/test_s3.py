@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 from object_store import BUCKET, SECRET, s3
 from search_processes import ONE_AT_A_TIME, QUICK, at, end_all, run, start, wait_for
-from search_results import decisions, rows_of
+from search_results import decisions, rows_of, rows_stored
 
 import analysis.claims
 import analysis.confirm
@@ -45,14 +45,6 @@ def fetched(name: str, folder: Path) -> Path:
     return folder
 
 
-def rows_in_storage(name: str) -> int:
-    """Rows that a search has in the storage by now."""
-    try:
-        return int(load_trials(f"{STORAGE}/{name}")["epoch"].count())
-    except FileNotFoundError:
-        return 0
-
-
 @pytest.mark.slow
 @pytest.mark.timeout(900)
 def test_a_search_survives_the_loss_of_its_machine_and_is_read_from_its_uri(
@@ -63,7 +55,7 @@ def test_a_search_survives_the_loss_of_its_machine_and_is_read_from_its_uri(
     lost, other, began, uri = tmp_path / "lost", tmp_path / "other", time.time(), f"{STORAGE}/s"
     process = start([*ONE_AT_A_TIME, *at(STORAGE)], lost)
     rows = random.Random(time.time_ns()).randint(1, 6)  # another moment each time
-    wait_for(lambda: rows_in_storage("s") >= rows, process)
+    wait_for(lambda: rows_stored(f"{STORAGE}/s") >= rows, process)
     process.kill()
     process.communicate()
     shutil.rmtree(lost)
@@ -152,7 +144,7 @@ def test_a_storage_that_is_gone_ends_the_search_with_a_reason(
             monkeypatch.setenv(name, value)
         arguments = ["--search", "baseline", "--epochs", "90", *QUICK, *at(STORAGE, "g")]
         process = start(arguments, tmp_path / "home")
-        wait_for(lambda: rows_in_storage("g") > 0, process)
+        wait_for(lambda: rows_stored(f"{STORAGE}/g") > 0, process)
     output, _ = process.communicate(timeout=200)
     assert process.returncode == 2, output
     reason = (
