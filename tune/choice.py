@@ -182,7 +182,9 @@ def outlook(plan: Plan, trials: Sequence[FrozenTrial]) -> str:
     number = ends[top]
     who = "a new setting" if number in fresh else plan.trial_folder(number).name
     lacks = epochs if number in fresh else epochs - curves[number].trained
+    assert plan.epochs_in_all
     return (
         f"more: {lacks} further epochs, of {who}, would likely bring {METRIC} from {best:.3g} to "
-        f"about {best * math.exp(-gain[top]):.3g} ({norm.cdf(sure[top]):.0%} likely to be better)"
+        f"about {best * math.exp(-gain[top]):.3g} ({norm.cdf(sure[top]):.0%} likely to be better):\n"
+        f"  {plan.resume_command} --epochs-in-all {plan.epochs_in_all + lacks}"
     )

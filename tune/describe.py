@@ -5,7 +5,7 @@ from typing import Any
 from dcgan.cli import duration
 from dcgan.schema import COLUMNS, METRIC, OBJECTIVES
 from tune.cluster import describe_nodes
-from tune.options import VERSION, Options, read_record
+from tune.options import LENGTHS, VERSION, Options, read_record
 from tune.plan import Packing, Plan, Site, wanted_preset
 from tune.searches import DEMO, describe_axis, doc_of
 
@@ -79,8 +79,15 @@ def describe_trials(plan: Plan) -> str:
 
 
 def describe_more(plan: Plan, options: Options) -> str:
-    """How many trials were added on resuming, and whether that differs from asking at once."""
-    more = plan.num_trials - read_record(plan.store)["num_trials"]
+    """How many trials, or epochs, were added on resuming, and whether that differs from asking at
+    once."""
+    before = read_record(plan.store)
+    if plan.epochs_in_all and plan.epochs_in_all > before["epochs_in_all"]:
+        return (
+            f"{plan.epochs_in_all - before['epochs_in_all']} more epochs than before (asked for at "
+            f"once, the last ones of before might have gone to other trials)"
+        )
+    more = plan.num_trials - before["num_trials"]
     if not more:
         return ""
     text = f"{more} more trials than before, as if they had been asked for at once"
@@ -120,9 +127,11 @@ def record(plan: Plan, options: Options, site: Site) -> dict[str, Any]:
     """
     if options.resume:
         kept, asked = read_record(plan.store), options.saved()
-        if plan.num_trials == kept["num_trials"]:  # nobody has asked for another number
-            asked["num_trials"] = kept["options"]["num_trials"]
-        return kept | {"options": asked, "num_trials": plan.num_trials, "points": plan.points}
+        lengths = {name: getattr(plan, name) for name in LENGTHS}
+        for name, length in lengths.items():
+            if length == kept.get(name):  # nobody has asked for another number
+                asked[name] = kept["options"].get(name)
+        return kept | {"options": asked, "points": plan.points} | lengths
     search = plan.search
     settled = {"preset": wanted_preset(options, site.device).name}
     if site.packing and not site.address:

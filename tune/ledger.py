@@ -7,6 +7,7 @@ so that a search killed at any moment is rebuilt from it and from the trials' fo
 
 import shutil
 import sqlite3
+import tempfile
 import time
 from collections.abc import Callable
 from functools import partial
@@ -18,6 +19,7 @@ from optuna.storages import RDBStorage
 from optuna.study import StudyDirection
 from optuna.trial import FrozenTrial, TrialState, create_trial
 
+from dcgan.files import replace
 from dcgan.schema import ERROR_FILE, OBJECTIVES, PARAMS_FILE, STUDY_FILE
 from dcgan.store import StorageError
 from tune.searches import Point, Search
@@ -146,6 +148,22 @@ def retry_failed(plan: "Plan") -> int:
     for trial in failed:
         study.add_trial(running(trial.params, trial.distributions, **{RETRY_OF: trial.number}))
     return len(failed)
+
+
+def reopen_stopped(plan: "Plan") -> None:
+    """Has trials that were stopped run again: those that a freeze-thaw search left frozen when it
+    ended, if it is to train more epochs.
+
+    Optuna lets no trial that has ended change, so the study is written anew, and takes the place of
+    the old one in one step.
+    """
+    trials = open_ledger(plan.folder).get_trials()
+    for trial in trials:
+        if trial.state == TrialState.PRUNED:
+            trial.state, trial.values, trial.datetime_complete = TrialState.RUNNING, None, None
+    with tempfile.TemporaryDirectory() as folder:
+        open_ledger(Path(folder), plan.objectives).add_trials(trials)
+        replace(plan.folder / STUDY_FILE, (Path(folder) / STUDY_FILE).read_bytes())
 
 
 def take_over_folders(plan: "Plan", study: optuna.Study) -> None:

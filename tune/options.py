@@ -29,10 +29,12 @@ MACHINE = ("storage", "address", "data_dir", "name", "resume")
 START = ("retry_failed", "dry_run", "report", "estimate")
 """Options of a machine, and of a start, which are never saved."""
 CHANGEABLE = (
-    *("num_trials", "confirm", "confirm_seeds", "wandb"),
+    *("num_trials", "epochs_in_all", "confirm", "confirm_seeds", "wandb"),
     *("max_concurrent", "gpus_per_trial"),  # which suit the machine
 )
 """Saved options that a person may change on resuming."""
+LENGTHS = ("num_trials", "epochs_in_all")
+"""Options that say how long a search is: of these a person may ask for more on resuming."""
 ON_RESUMING = ("storage", "address", "data_dir", "resume", *START, *CHANGEABLE)
 """Options that may be given with `resume`."""
 MOST_TRIALS = 100_000
@@ -75,7 +77,8 @@ class Options:
     grace_period: int | None = setting(None, least=1)
     """Epochs before ASHA's first decision (default: a sixth of a trial's)."""
     epochs_in_all: int | None = setting(None, least=1, most=MOST_TRIALS, why="it keeps every one")
-    """Epochs after which freeze-thaw ends (default: as many as ASHA would train)."""
+    """Epochs after which freeze-thaw ends (default: as many as ASHA would train); with --resume,
+    more than before."""
     replicas: int = setting(1, least=1, most=MOST_LANES)
     """Seeds that each trial trains; their mean counts."""
     objectives: str = setting(METRIC, metavar="A,B")
@@ -217,9 +220,10 @@ def resumed(options: Options) -> Options:
         flags = ", ".join(map(flag_name, refused))
         raise ValueError(f"{flags} cannot go with --resume: the search keeps its own settings")
     record = read_record(search_store(options.storage, options.resume, several=False))
-    # the preset's own number may have been another when the search began
-    if "num_trials" in record:
-        given.setdefault("num_trials", record["num_trials"])
+    # the preset's own numbers may have been others when the search began
+    for name in LENGTHS:
+        if record.get(name):
+            given.setdefault(name, record[name])
     return dataclasses.replace(saved_options(record), **given)
 
 

@@ -314,7 +314,13 @@ def saved_points(options: Options, search: Search, store: Store) -> list[Point]:
     if ends_by_epochs and search.num_trials > record["num_trials"]:
         raise ValueError(
             f"--num-trials does not go with --resume of {store.location}, which ends by its epochs "
-            f"(--scheduler {record['scheduler']})"
+            f"(--scheduler {record['scheduler']}); ask for more --epochs-in-all"
+        )
+    epochs = record.get("epochs_in_all")
+    if epochs and options.epochs_in_all and options.epochs_in_all < epochs:
+        raise ValueError(
+            f"--epochs-in-all is {options.epochs_in_all}; {store.location} was to train {epochs}, "
+            f"and may only train more"
         )
     if search.sampler == "grid":
         return first_points(options, search)

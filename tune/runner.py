@@ -37,7 +37,8 @@ from dcgan.schema import (
     trial_name,
 )
 from dcgan.store import StorageError
-from tune.ledger import open_ledger, quiet_optuna, take_over_folders
+from tune.ledger import open_ledger, quiet_optuna, reopen_stopped, take_over_folders
+from tune.options import read_record
 from tune.plan import Plan
 from tune.stop import Stop, stop_signals
 from tune.study import StudySearch
@@ -97,11 +98,21 @@ def session(plan: Plan, description: dict[str, Any]) -> Iterator[Stop]:
             hand_over(plan.search.base.dataset, plan.yardstick)
             replace(plan.folder / YARDSTICK_FILE, plan.yardstick)
             plan.store.put(plan.folder / YARDSTICK_FILE)
+        if has_more_epochs(plan):
+            reopen_stopped(plan)
+            plan.store.commit(plan.folder / STUDY_FILE)
         write_json(plan.folder / SEARCH_FILE, description)
         plan.store.put(plan.folder / SEARCH_FILE)
         quiet_ray()
         with running_ray(plan), stop_signals(stop):
             yield stop
+
+
+def has_more_epochs(plan: Plan) -> bool:
+    """Whether a search that ends by its epochs is to train more than when it last started."""
+    if not plan.epochs_in_all or not (plan.folder / SEARCH_FILE).is_file():
+        return False
+    return plan.epochs_in_all > int(read_record(plan.store)["epochs_in_all"])
 
 
 def run_plan(plan: Plan, stop: Stop, make_progress: MakeCallback) -> None:

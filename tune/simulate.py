@@ -6,7 +6,7 @@ import json
 import math
 import statistics
 from collections.abc import Mapping, Sequence
-from concurrent.futures import ProcessPoolExecutor
+from concurrent.futures import Executor, ProcessPoolExecutor
 from dataclasses import dataclass
 from functools import partial
 from multiprocessing import get_context
@@ -104,19 +104,22 @@ def outcome(plan: Plan, curves: Curves, budget: int) -> Outcome:
 
 
 def run_methods(
-    curves: Curves, search: Search, seeds: int, workers: int, num_trials: int, grace_period: int
+    pool: Executor,
+    curves: Curves,
+    search: Search,
+    seeds: int,
+    workers: int,
+    num_trials: int,
+    grace_period: int,
 ) -> dict[str, list[Outcome]]:
-    """Simulates searches by each method, by the same seeds, on all cores."""
+    """Simulates searches by each method, by the same seeds, side by side in a pool."""
     plans = [
         make_plan(search, method, seed, num_trials, grace_period, workers)
         for seed in range(seeds)
         for method in METHODS
     ]
     simulated = partial(outcome, curves=curves, budget=num_trials * curves.epochs)
-    # processes that start anew: a fork of one that has threads may wait for ever
-    spawning = get_context("spawn")
-    with ProcessPoolExecutor(mp_context=spawning, initializer=quiet_optuna) as pool:
-        outcomes = list(pool.map(simulated, plans))
+    outcomes = list(pool.map(simulated, plans))
     return {method: outcomes[i :: len(METHODS)] for i, method in enumerate(METHODS)}
 
 
@@ -266,12 +269,15 @@ def main() -> None:
         search = curves.search(args.search)
         num_trials = int(min(args.num_trials, search.settings))
         rows = []
-        for workers in args.workers:
-            numbers = (workers, num_trials, grace_period)
-            outcomes = run_methods(curves, search, args.seeds, *numbers)
-            rows += as_rows(args.search, workers, outcomes)
-            if not args.json:
-                print(describe(args.search, curves, outcomes, *numbers), end="\n\n")
+        # processes that start anew: a fork of one that has threads may wait for ever
+        spawning = get_context("spawn")
+        with ProcessPoolExecutor(mp_context=spawning, initializer=quiet_optuna) as pool:
+            for workers in args.workers:
+                numbers = (workers, num_trials, grace_period)
+                outcomes = run_methods(pool, curves, search, args.seeds, *numbers)
+                rows += as_rows(args.search, workers, outcomes)
+                if not args.json:
+                    print(describe(args.search, curves, outcomes, *numbers), end="\n\n")
         if args.json:
             print(json.dumps(finite(rows), indent=1))
 

@@ -1,9 +1,12 @@
 """A freeze-thaw search on real Ray: trials pause and go on from their checkpoints, and one that was
 killed ends as the undisturbed one."""
 
+import re
 import shutil
 import signal
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 from object_store import BUCKET, s3
@@ -74,11 +77,33 @@ def test_killed_and_interrupted_it_ends_as_if_nothing_had_happened(
     assert "summary" in assert_logged_once(copy)
 
 
-def test_two_at_a_time_it_keeps_to_its_budget(tmp_path: Path) -> None:
-    code, output = run([*SEARCH, *at(tmp_path)], tmp_path / "home")
+def test_two_at_a_time_it_keeps_to_its_budget_and_goes_on_with_more(
+    tmp_path: Path, search_in_process: Callable[..., Any]
+) -> None:
+    """By the command that it prints in the end; what was frozen is thawed."""
+    folder = tmp_path / "s"
+    code, output = run([*SEARCH, *at(tmp_path)], tmp_path / "home", WANDB_MODE="offline")
     assert code == 0, output
-    trials = decisions(tmp_path / "s")
+    assert_kept_to(BUDGET, folder)
+    before = rows_of(folder)
+    (more,) = re.findall(r"--resume s --storage \S+ --epochs-in-all (\d+)$", output, re.MULTILINE)
+    ended = search_in_process(resume="s", epochs_in_all=int(more), wandb="offline")
+    assert ended.code == 0, ended.output
+    assert f"more     {int(more) - BUDGET} more epochs than before" in ended.output
+    assert_kept_to(int(more), folder)
+    rows = rows_of(folder)
+    assert len(rows) > len(before)
+    keys = ["trial", "epoch", "fid"]
+    assert len(rows.merge(before[keys], on=keys)) == len(before)
+    assert "summary" in assert_logged_once(folder)
+    with pytest.raises(ValueError, match=rf"s was to train {more}, and may only train more"):
+        search_in_process(resume="s", epochs_in_all=BUDGET)
+
+
+def assert_kept_to(budget: int, folder: Path) -> None:
+    """The epochs of an ended search are within its budget, and one trial has finished."""
+    trials = decisions(folder)
     assert {trial["state"] for trial in trials} <= {"COMPLETE", "PRUNED"}
     assert "COMPLETE" in {trial["state"] for trial in trials}
-    assert sum(len(trial["epochs"]) for trial in trials) <= BUDGET
-    assert sum(map(len, epochs_by_trial(tmp_path / "s").values())) <= BUDGET
+    assert sum(len(trial["epochs"]) for trial in trials) <= budget
+    assert sum(map(len, epochs_by_trial(folder).values())) <= budget

@@ -10,14 +10,14 @@ import numpy as np
 import optuna
 import pytest
 from optuna.distributions import CategoricalDistribution, FloatDistribution, IntDistribution
-from optuna.trial import TrialState
+from optuna.trial import FrozenTrial, TrialState
 
 from dcgan.store import Store
 from tune import choice
 from tune.choice import Curve, choose, curves_of, draw, outlook, step_of
 from tune.curves import CURVES, Curves
 from tune.describe import describe, describe_cost, record
-from tune.ledger import open_ledger, retry_failed
+from tune.ledger import open_ledger, reopen_stopped, retry_failed
 from tune.options import from_flags, make_parser
 from tune.plan import Plan, Site
 from tune.simulate import make_plan
@@ -235,6 +235,44 @@ def test_failed_trials_begin_anew(curves: Curves, tmp_path: Path) -> None:
         TrialState.PRUNED,
     }
     assert len(curves_of(trials)) == len(trials) - failed
+
+
+def test_more_epochs_go_on_with_what_was_frozen(curves: Curves, tmp_path: Path) -> None:
+    """Of an ended search. One that is killed before its record says so ends again as it had."""
+    plan = dataclasses.replace(plan_of(curves), store=Store(tmp_path))
+    simulate(plan, curves, 0, ledger_in(tmp_path))
+    before = ledger_in(tmp_path).get_trials()
+    frozen = [trial.number for trial in before if trial.state == TrialState.PRUNED]
+    reopen_stopped(plan)
+    reopened = ledger_in(tmp_path).get_trials()
+    assert [t.number for t in reopened if t.state == TrialState.RUNNING] == frozen
+    simulate(plan, curves, 0, ledger_in(tmp_path))
+    assert all(map(alike, ledger_in(tmp_path).get_trials(), before))
+
+    reopen_stopped(plan)
+    more = dataclasses.replace(plan, epochs_in_all=BUDGET + 30)
+    simulate(more, curves, 0, ledger_in(tmp_path))
+    after = ledger_in(tmp_path).get_trials()
+    epochs = sum(len(trial.intermediate_values) for trial in after)
+    assert BUDGET + 30 - plan.epochs < epochs <= BUDGET + 30
+    assert {trial.state for trial in after} == {TrialState.COMPLETE, TrialState.PRUNED}
+    for old, new in zip(before, after, strict=False):
+        assert new.params == old.params
+        assert old.intermediate_values.items() <= new.intermediate_values.items()
+        assert old.state == TrialState.PRUNED or alike(old, new)
+    assert any(
+        len(after[n].intermediate_values) > len(before[n].intermediate_values) for n in frozen
+    )
+
+
+def alike(a: FrozenTrial, b: FrozenTrial) -> bool:
+    """Whether two trials are the same but for times."""
+    return (a.params, a.intermediate_values, a.state, a.values) == (
+        b.params,
+        b.intermediate_values,
+        b.state,
+        b.values,
+    )
 
 
 # The plan
