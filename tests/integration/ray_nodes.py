@@ -19,7 +19,9 @@ cluster = Cluster(initialize_head=True, head_node_args={**nodes[0], "include_das
 for node in nodes[1:]:
     cluster.add_node(**node)
 print("address", cluster.address, flush=True)
-sys.stdin.read()
+for node in sys.stdin:
+    cluster.add_node(**json.loads(node))
+    print("added", flush=True)
 """
 
 
@@ -53,6 +55,15 @@ def ray_nodes(home: Path, *nodes: dict[str, Any]) -> Iterator[tuple[str, subproc
             assert stream
             with contextlib.suppress(BrokenPipeError):
                 stream.close()
+
+
+def add_node(cluster: subprocess.Popen[str], node: dict[str, Any]) -> None:
+    """One more node, in a cluster that runs."""
+    assert cluster.stdin
+    assert cluster.stdout
+    cluster.stdin.write(json.dumps(node) + "\n")
+    cluster.stdin.flush()
+    assert any(line == "added\n" for line in cluster.stdout)
 
 
 def kill(process: subprocess.Popen[str]) -> None:

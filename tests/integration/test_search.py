@@ -1,5 +1,5 @@
-"""The README's search, run from the built wheel: what a person sees, what it leaves, and what the
-commands of `analysis` make of it."""
+"""The README's search, run from the built wheel with fewer trials: what a person sees, what it
+leaves, and what the commands of `analysis` make of it."""
 
 import json
 import re
@@ -31,7 +31,7 @@ from dcgan.schema import BEST_FILE, CONFIRM_FOLDER, SEARCH_FILE, TEST_FILE
 # the first test that needs the search runs it
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(2700)]
 CPU = torch.device("cpu")
-TRIALS, EPOCHS = 15, 9  # of the preset
+TRIALS, CONFIRMED = 7, 4  # the best and the baseline are confirmed on two seeds
 
 
 @pytest.fixture(scope="module")
@@ -79,8 +79,8 @@ def test_all_trials_are_ranked_and_the_best_are_digits(
 def test_a_person_sees_how_far_it_is_and_how_each_trial_ended(readme_search: Any) -> None:
     output = readme_search.output
     ended = r"^trial_\w+ (finished|stopped at epoch \d): best fid"
-    assert len(re.findall(ended, output, re.MULTILINE)) == TRIALS + 6  # and the confirm stage's
-    status = r"^\d.* · trials \d+/15 · reached epoch 2:\d+  6:\d+  9:\d+ · best fid .* left$"
+    assert len(re.findall(ended, output, re.MULTILINE)) == TRIALS + CONFIRMED
+    status = r"^\d.* · trials \d+/7 · reached epoch 2:\d+  6:\d+  9:\d+ · best fid .* left$"
     assert re.search(status, output, re.MULTILINE)
     assert f"everything is in {readme_search.folder}" in output
     assert "Traceback" not in output
@@ -111,8 +111,8 @@ def test_the_study_is_an_ordinary_one_that_optuna_plots(
 
 def test_the_best_are_confirmed_on_fresh_seeds_and_on_test(readme_search: Any) -> None:
     confirmed = load_trials(readme_search.folder / CONFIRM_FOLDER)
-    assert confirmed["trial"].nunique() == 6  # the best and the baseline, on three seeds each
-    assert set(confirmed["seed"]) == {1, 2, 3}
+    assert confirmed["trial"].nunique() == CONFIRMED
+    assert set(confirmed["seed"]) == {1, 2}
     for folder in (readme_search.folder / CONFIRM_FOLDER).glob("trial_*"):
         generator, config, epoch = checkpoint.load_generator(folder)
         scores = json.loads((folder / TEST_FILE).read_text())
@@ -138,7 +138,7 @@ def test_the_printed_command_makes_the_report_for_a_paper(
     assert code == 0, error
     report = (folder / "report.md").read_text()
     assert f"fid {rounded(ranking(frame)['fid'][0])} after epoch" in report
-    assert "15 of 15 trials" in report
+    assert f"{TRIALS} of {TRIALS} trials" in report
     for file in re.findall(r"\]\((figures/[^)]+)\)", report):
         assert (folder / file).stat().st_size > 1000
     figures = {path.name for path in (folder / "figures").iterdir()}

@@ -45,10 +45,10 @@ def stacked(split: str, data_dir: Path) -> tuple[Tensor, Tensor]:
 
 @pytest.fixture(autouse=True)
 def few(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    """Small data sets by registration, a short training, and a data folder of their own."""
+    """Small data sets by registration, a training of few updates, and a data folder of their
+    own."""
     monkeypatch.setenv("DCGAN_DATA_DIR", str(tmp_path / "data"))
-    monkeypatch.setattr("dcgan.recipe.LEAST_UPDATES", 60)
-    monkeypatch.setattr("dcgan.recipe.MOST_UPDATES", 60)
+    set_updates(monkeypatch, 7)
     monkeypatch.setitem(DATASETS, "own", Dataset(some, 28, 1, 10))
     monkeypatch.setitem(DATASETS, "turns", Dataset(unlabelled, 28, 1, 0))
     monkeypatch.setitem(DATASETS, "one", Dataset(unlabelled, 28, 1, 1))
@@ -56,6 +56,12 @@ def few(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
         DATASETS, "three", Dataset(stacked, 28, 3, 1000, yardstick="stacked digits")
     )
     forget()
+
+
+def set_updates(monkeypatch: pytest.MonkeyPatch, updates: int) -> None:
+    """Trains yardsticks that long: 60 learn something, 7 are an epoch."""
+    for bound in ("LEAST_UPDATES", "MOST_UPDATES"):
+        monkeypatch.setattr(f"dcgan.recipe.{bound}", updates)
 
 
 def forget() -> None:
@@ -78,8 +84,9 @@ def test_the_recipe_takes_as_many_updates_as_a_small_or_large_set_needs(
 
 
 def test_a_labelled_set_learns_its_classes_once(
-    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    set_updates(monkeypatch, 60)
     source = Source("own")
     reference = load_reference(source, "validation")
     assert "training the yardstick of own on its classes, once" in capsys.readouterr().err
@@ -100,8 +107,9 @@ def test_a_labelled_set_learns_its_classes_once(
 
 @pytest.mark.parametrize("name", ["turns", "one"])
 def test_without_classes_it_learns_turns_and_says_so(
-    name: str, capsys: pytest.CaptureFixture[str]
+    name: str, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    set_updates(monkeypatch, 60)
     source = Source(name)
     reference = load_reference(source, "validation")
     assert "on its turns, since it has no labels" in capsys.readouterr().err

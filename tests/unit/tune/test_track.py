@@ -2,9 +2,12 @@
 tests/unit/analysis/test_tracker.py, and with W&B itself in tests/integration."""
 
 import io
+import itertools
+import json
 import os
 import subprocess
 import sys
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -20,20 +23,48 @@ ROOT = Path(__file__).parents[3]
 KEY = "f00d" * 10
 
 
-def mode_in(home: Path, cwd: Path | None = None, **variables: str) -> tuple[str, str]:
-    """The mode of a new process of a person with this home, and what else was printed."""
-    own = {name: value for name, value in os.environ.items() if not name.startswith("WANDB")}
-    code = "from analysis.tracker import wanted_mode; print(wanted_mode())"
-    done = subprocess.run(
-        [sys.executable, "-c", code],
-        cwd=cwd or home,
-        env=own | {"HOME": str(home), "PYTHONPATH": str(ROOT)} | variables,
-        capture_output=True,
-        text=True,
-        check=True,
-    )
-    *lines, mode = done.stdout.splitlines()
-    return mode, "\n".join(lines)
+FORKS = """
+import json, os, sys
+import wandb
+from analysis.tracker import wanted_mode
+
+for line in sys.stdin:
+    cwd, variables = json.loads(line)
+    if os.fork() == 0:
+        os.chdir(cwd)
+        os.environ.clear()
+        os.environ.update(variables)
+        print(wanted_mode(), flush=True)
+        os._exit(0)
+    os.wait()
+    print("end", flush=True)
+"""
+"""Finds the mode of each environment in a process of its own, which has imported W&B as it starts
+and not asked it anything: to import it takes seconds."""
+
+
+@pytest.fixture(scope="module")
+def forks() -> Iterator[subprocess.Popen[str]]:
+    command = [sys.executable, "-c", FORKS]
+    environment = os.environ | {"PYTHONPATH": str(ROOT)}
+    pipes: dict[str, Any] = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "text": True}
+    with subprocess.Popen(command, env=environment, **pipes) as process:
+        yield process
+
+
+@pytest.fixture
+def mode_in(forks: Any) -> Callable[..., tuple[str, str]]:
+    """The mode of a new process of a person with a home, and what else was printed."""
+
+    def mode_of(home: Path, cwd: Path | None = None, **variables: str) -> tuple[str, str]:
+        own = {name: value for name, value in os.environ.items() if not name.startswith("WANDB")}
+        environment = own | {"HOME": str(home)} | variables
+        forks.stdin.write(json.dumps([str(cwd or home), environment]) + "\n")
+        forks.stdin.flush()
+        said = list(itertools.takewhile(lambda line: line != "end\n", forks.stdout))
+        return said[-1].strip(), "".join(said[:-1]).strip()
+
+    return mode_of
 
 
 def wandb(home: Path, command: str) -> None:
@@ -56,7 +87,7 @@ def wandb(home: Path, command: str) -> None:
     ],
 )
 def test_tracking_is_as_much_online_as_wandb_itself(
-    variables: dict[str, str], mode: str, tmp_path: Path
+    variables: dict[str, str], mode: str, tmp_path: Path, mode_in: Any
 ) -> None:
     assert mode_in(tmp_path, **variables) == (mode, "")
 
@@ -69,7 +100,7 @@ def test_tracking_is_as_much_online_as_wandb_itself(
     ],
 )
 def test_what_wandb_refuses_of_its_settings_is_a_line(
-    name: str, value: str, tmp_path: Path
+    name: str, value: str, tmp_path: Path, mode_in: Any
 ) -> None:
     mode, said = mode_in(tmp_path, **{"WANDB_API_KEY": KEY, name: value})
     assert mode == "offline"
@@ -77,7 +108,7 @@ def test_what_wandb_refuses_of_its_settings_is_a_line(
     assert said.count("\n") == 0
 
 
-def test_a_key_is_one_of_the_server_that_is_asked(tmp_path: Path) -> None:
+def test_a_key_is_one_of_the_server_that_is_asked(tmp_path: Path, mode_in: Any) -> None:
     netrc = tmp_path / ".netrc"
     netrc.write_text(f"machine api.wandb.ai login user password {KEY}\n")
     netrc.chmod(0o600)
@@ -87,7 +118,7 @@ def test_a_key_is_one_of_the_server_that_is_asked(tmp_path: Path) -> None:
     assert mode_in(tmp_path)[0] == "offline"
 
 
-def test_wandb_switched_off_in_a_folder_is_off_there(tmp_path: Path) -> None:
+def test_wandb_switched_off_in_a_folder_is_off_there(tmp_path: Path, mode_in: Any) -> None:
     elsewhere = tmp_path / "elsewhere"
     elsewhere.mkdir()
     for command, mode in (("offline", "offline"), ("disabled", "disabled"), ("online", "online")):
