@@ -185,6 +185,6 @@ def outlook(plan: Plan, trials: Sequence[FrozenTrial]) -> str:
     assert plan.epochs_in_all
     return (
         f"more: {lacks} further epochs, of {who}, would likely bring {METRIC} from {best:.3g} to "
-        f"about {best * math.exp(-gain[top]):.3g} ({norm.cdf(sure[top]):.0%} likely to be better):\n"
-        f"  {plan.resume_command} --epochs-in-all {plan.epochs_in_all + lacks}"
+        f"about {best * math.exp(-gain[top]):.3g} ({norm.cdf(sure[top]):.0%} likely to be better):"
+        f"\n  {plan.resume_command} --epochs-in-all {plan.epochs_in_all + lacks}"
     )
