@@ -9,12 +9,12 @@ import torch
 
 SHARED = {"tests/integration/test_tracking.py": "tests/integration/test_search.py"}
 """Files that look at what another one runs, which takes minutes."""
-LONGEST = [
-    f"tests/integration/test_{name}.py"
-    for name in ("search", "kills", "s3", "variants", "environments", "cluster", "docs")
-]
-"""Files that take minutes, the longest first: they begin before all others, so that none is left
-over for one worker alone at the end."""
+WHOLE = ("search", "variants", "environments", "docs", "ray_up")
+APART = ("freeze_thaw", "s3", "kills", "cluster", "driver", "wandb_online")
+LONGEST = [f"tests/integration/test_{name}.py" for name in (*WHOLE, *APART)]
+"""Files that take minutes, the longest first: they begin before all others, so that little is left
+over for one worker alone at the end. Those of `APART` share nothing that costs much, so that each
+of their tests may run on another worker."""
 
 
 @pytest.fixture(autouse=True)
@@ -45,13 +45,15 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 
 @pytest.hookimpl(optionalhook=True)
 def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> Any:
-    """With `-n`, all tests of a file run on one worker, which makes their fixtures once. Files
-    begin in the order in which they were collected."""
+    """With `-n`, all tests of a file run on one worker, which makes their fixtures once, but for
+    those of `APART`. They begin in the order in which they were collected."""
     from xdist.scheduler import LoadFileScheduling
 
     class ByFile(LoadFileScheduling):
         def _split_scope(self, nodeid: str) -> str:
             file = super()._split_scope(nodeid)
+            if file in LONGEST[len(WHOLE) :]:
+                return nodeid
             return SHARED.get(file, file)
 
     config.option.loadscopereorder = False

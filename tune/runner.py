@@ -110,7 +110,7 @@ def session(plan: Plan, description: dict[str, Any]) -> Iterator[Stop]:
 
 def has_more_epochs(plan: Plan) -> bool:
     """Whether a search that ends by its epochs is to train more than when it last started."""
-    if not plan.epochs_in_all or not (plan.folder / SEARCH_FILE).is_file():
+    if not plan.epochs_in_all or not (plan.folder / STUDY_FILE).is_file():
         return False
     return plan.epochs_in_all > int(read_record(plan.store)["epochs_in_all"])
 

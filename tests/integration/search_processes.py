@@ -23,7 +23,7 @@ ONE_AT_A_TIME = [
 ]
 """A search that repeats exactly: each of its decisions depends on all before."""
 BY_CHANCE = [
-    *("--search", "hparams", "--num-trials", "6", "--epochs", "5", *QUICK),
+    *("--search", "hparams", "--num-trials", "5", "--epochs", "4", *QUICK),
     *("--sampler", "random", "--scheduler", "fifo"),
 ]
 """A search whose rows are the same on one machine and on several."""

@@ -5,6 +5,7 @@ import os
 import re
 import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -22,7 +23,7 @@ HEAD, WORKER = {"num_cpus": 0}, {"num_cpus": 1}
 @pytest.mark.slow
 @pytest.mark.timeout(600)
 def test_a_search_survives_the_loss_of_its_cluster(
-    undisturbed_by_chance: Path, tmp_path: Path
+    undisturbed_by_chance: Path, tmp_path: Path, search_in_process: Callable[..., Any]
 ) -> None:
     """All of it, with the driver and its disk. The storage, here a mounted folder, and another
     cluster end the search."""
@@ -46,8 +47,8 @@ def test_a_search_survives_the_loss_of_its_cluster(
     assert (lost / "report.html").is_file()
 
     # without any cluster, in the folder
-    code, output = run([*resume, "--no-report"], tmp_path / "three")
-    assert code == 0, output
+    ended = search_in_process(resume="s", storage=lost.parent)
+    assert ended.code == 0, ended.output
     assert rows_of(lost).equals(rows_of(undisturbed_by_chance))
 
 

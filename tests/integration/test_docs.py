@@ -342,7 +342,7 @@ def test_ci_runs_the_commands_that_the_readme_gives() -> None:
         for line in block.text.splitlines()
         if ".venv/bin/pytest" in line
     ]
-    assert given == [".venv/bin/pytest -n 2 -m 'not slow'", ".venv/bin/pytest -n 2 -m slow"]
+    assert given == [".venv/bin/pytest -n 3 -m 'not slow'", ".venv/bin/pytest -n 3 -m slow"]
     assert set(given) <= set(script)
 
 

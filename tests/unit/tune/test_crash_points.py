@@ -46,7 +46,7 @@ from tune.simulate import make_plan
 from tune.simulation import SimulatedTrial, Simulation
 from tune.trainable import Task, TrialFolder
 
-EPOCHS, TRIALS, SEEDS = 6, 4, 12
+EPOCHS, TRIALS, SEEDS = 6, 4, 9
 METHODS = ("random", "random+asha", "tpe+asha")
 LEDGER_WRITES = ("create_new_trial", "set_trial_intermediate_value", "set_trial_state_values")
 UNWATCHED = files.replace
