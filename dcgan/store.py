@@ -142,6 +142,8 @@ class Mirror(Store):
         for path in self.folder.glob("*"):
             if path.name != LOCK_FILE:
                 delete(path)
+        self._uploaded.clear()
+        self._fetched.clear()
 
     def get(self, *patterns: str, depth: int | None = None) -> None:
         with self._explained("read") as (fs, root):

@@ -101,6 +101,7 @@ def test_trials_go_where_gpus_are_as_many_as_there_are_slots(tmp_path: Path) -> 
     }
 
 
+@pytest.mark.slow
 def test_a_cluster_without_room_and_machines_that_differ_are_said(tmp_path: Path) -> None:
     fake = tmp_path / "fake" / "optuna-1.2.3.dist-info"
     fake.mkdir(parents=True)

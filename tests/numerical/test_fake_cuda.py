@@ -19,7 +19,7 @@ pytestmark = [
     pytest.mark.skipif(bool(runtime.missing()), reason=f"needs {runtime.missing()}"),
 ]
 CHECKS = (
-    "captures",
+    pytest.param("captures", marks=pytest.mark.slow),
     "resumed",
     "many_trials",
     "evaluation",

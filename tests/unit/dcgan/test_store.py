@@ -170,6 +170,18 @@ def test_a_copy_of_a_search_that_is_gone_is_emptied(storage: Path, tmp_path: Pat
     assert file.is_file()
 
 
+def test_what_was_emptied_is_fetched_again(storage: Path) -> None:
+    """Also what this process had fetched before: the record, before it became the driver."""
+    write(storage / "search.json", "{}")
+    one = copy(storage, "one")
+    one.get("search.json")
+    one.begin()
+    assert set(tree(one.folder)) == {"search.json", DRIVER_FILE}
+    one.clear()
+    one.get()
+    assert set(tree(one.folder)) == {"search.json", DRIVER_FILE}
+
+
 def test_a_uri_without_a_bucket_is_refused() -> None:
     with pytest.raises(
         ValueError,
