@@ -42,7 +42,7 @@ MEASURES = {
 INK, QUIET, GRID = "#1B1F24", "#59636E", "#E4E8EC"
 EQUILIBRIUM = {"generator": math.log(2), "discriminator": 2 * math.log(2)}
 """Non-saturating losses (nats) where D cannot tell real from generated images."""
-WIDE, HALF = 1140, 500
+WIDE, HALF = 940, 500
 """Pixels that a chart of the whole page, and of half of it, has for its plots."""
 MOST_PANELS = 6  # side by side
 LOW_HIGH = ("low", "high")
