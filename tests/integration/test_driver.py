@@ -29,7 +29,7 @@ from dcgan.schema import trial_name
 from tune.ledger import open_ledger
 
 ROOT = Path(__file__).parents[2]
-TRIALS = int(os.environ.get("DCGAN_TRIALS", "100"))
+TRIALS = int(os.environ.get("DCGAN_TRIALS", "150"))
 WORKERS = int(os.environ.get("DCGAN_WORKERS", "8"))
 EPOCH_SECONDS = 0.3
 EPOCHS = 12  # of a recorded curve

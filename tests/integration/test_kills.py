@@ -69,7 +69,7 @@ def test_interrupted_and_killed_again_and_again_a_search_ends_as_the_undisturbed
 
     process = start(printed_command(output), home, **TRACKED)
     rng = random.Random(time.time_ns())  # other moments each time
-    for kind in rng.sample(["driver", "raylet", "gcs_server", "worker"], k=3):
+    for kind in rng.sample(["driver", "raylet", "gcs_server", "worker"], k=4):
         if not another_row(process, folder):
             break
         time.sleep(rng.random())

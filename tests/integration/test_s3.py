@@ -97,6 +97,10 @@ def test_a_search_survives_the_loss_of_its_machine_and_is_read_from_its_uri(
     best = ended[ended["trial"] != "trial_0000"].iloc[0]  # but for the baseline, which is first
     assert point == {name: best[name] for name in point}
 
+    code, output = run([*resume, "--no-report"], other)  # nothing is left to do
+    assert code == 0, output
+    assert decisions(fetched("s", tmp_path / "again")) == decisions(copy)
+
 
 @pytest.mark.parametrize(
     ("arguments", "reason"),
