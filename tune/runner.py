@@ -109,8 +109,10 @@ def session(plan: Plan, description: dict[str, Any]) -> Iterator[Stop]:
 
 
 def has_more_epochs(plan: Plan) -> bool:
-    """Whether a search that ends by its epochs is to train more than when it last started."""
-    if not plan.epochs_in_all or not (plan.folder / STUDY_FILE).is_file():
+    """Whether a search that ends by its epochs is to train more than when it last started. Its
+    trials without a study count, too: then it is refused before its record says so."""
+    begun = (plan.folder / STUDY_FILE).is_file() or any(plan.folder.glob(TRIALS_PATTERN))
+    if not plan.epochs_in_all or not begun:
         return False
     return plan.epochs_in_all > int(read_record(plan.store)["epochs_in_all"])
 
