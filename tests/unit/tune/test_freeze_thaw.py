@@ -20,6 +20,7 @@ from tune.describe import describe, describe_cost, record
 from tune.ledger import open_ledger, reopen_stopped, retry_failed
 from tune.options import from_flags, make_parser
 from tune.plan import Plan, Site
+from tune.runner import has_more_epochs
 from tune.simulate import make_plan
 from tune.simulation import Simulation, simulate
 
@@ -263,6 +264,19 @@ def test_more_epochs_go_on_with_what_was_frozen(curves: Curves, tmp_path: Path) 
     assert any(
         len(after[n].intermediate_values) > len(before[n].intermediate_values) for n in frozen
     )
+
+
+def test_more_epochs_need_the_study(
+    curves: Curves, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Where it is lost, unlike where the search was killed before it had one."""
+    monkeypatch.setattr("tune.runner.read_record", lambda store: {"epochs_in_all": BUDGET - 1})
+    plan = dataclasses.replace(plan_of(curves), store=Store(tmp_path))
+    assert not has_more_epochs(plan)
+    (tmp_path / "trial_0000").mkdir()
+    assert has_more_epochs(plan)
+    with pytest.raises(FileNotFoundError, match="no study at "):
+        reopen_stopped(plan)
 
 
 def alike(a: FrozenTrial, b: FrozenTrial) -> bool:
