@@ -76,19 +76,37 @@ def once(factory: pytest.TempPathFactory, name: str, fill: Callable[[Path], None
 
 
 @pytest.fixture(scope="session")
-def undisturbed(tmp_path_factory: pytest.TempPathFactory) -> Path:
+def undisturbed(tmp_path_factory: pytest.TempPathFactory, request: pytest.FixtureRequest) -> Path:
     """A search with one trial at a time that nobody disturbs, by `ONE_AT_A_TIME`."""
-    from search_processes import ONE_AT_A_TIME, search_once
+    from search_processes import ONE_AT_A_TIME
 
-    return once(tmp_path_factory, "undisturbed", search_once(ONE_AT_A_TIME)) / "s"
+    return once(tmp_path_factory, "undisturbed", search_once(request, ONE_AT_A_TIME)) / "s"
 
 
 @pytest.fixture(scope="session")
-def undisturbed_by_chance(tmp_path_factory: pytest.TempPathFactory) -> Path:
+def undisturbed_by_chance(
+    tmp_path_factory: pytest.TempPathFactory, request: pytest.FixtureRequest
+) -> Path:
     """A search that nobody disturbs, whose trials do not depend on each other, by `BY_CHANCE`."""
-    from search_processes import BY_CHANCE, search_once
+    from search_processes import BY_CHANCE
 
-    return once(tmp_path_factory, "by_chance", search_once(BY_CHANCE)) / "s"
+    return once(tmp_path_factory, "by_chance", search_once(request, BY_CHANCE)) / "s"
+
+
+def search_once(request: pytest.FixtureRequest, arguments: list[str]) -> Callable[[Path], None]:
+    """Fills a folder with a whole search, named `s`, in this process."""
+
+    def fill(folder: Path) -> None:
+        from search_processes import at
+
+        from tune.options import from_flags, make_parser
+        from tune.run import run
+
+        request.getfixturevalue("one_ray")
+        words = [*arguments, *at(folder), "--wandb", "disabled"]
+        assert run(from_flags(make_parser(), words)) == 0
+
+    return fill
 
 
 README_LESS = ["--width", "8", "--num-trials", "7", "--confirm-seeds", "2"]

@@ -22,6 +22,7 @@ import numpy as np
 import pytest
 from optuna.trial import TrialState
 from replayed_search import EVENTS_FILE
+from search_processes import FEW_DIGITS
 
 from analysis.load import load_trials
 from dcgan.files import read_rows
@@ -46,7 +47,7 @@ def test_a_large_search_is_complete_and_its_driver_keeps_pace(tmp_path: Path) ->
     subprocess.run(
         [sys.executable, script, folder, *map(str, (TRIALS, WORKERS, EPOCH_SECONDS))],
         cwd=ROOT,
-        env={**os.environ, "PYTHONPATH": str(ROOT)},
+        env={**os.environ, **FEW_DIGITS},
         check=True,
     )
     trials = open_ledger(folder).get_trials()

@@ -21,7 +21,7 @@ from typing import Any
 import pandas as pd
 import pytest
 from PIL import Image
-from search_processes import ONE_AT_A_TIME, SMALL, at, resume, wait_for
+from search_processes import FEW_DIGITS, ONE_AT_A_TIME, SEARCH, SMALL, at, resume, wait_for
 from search_results import rows_now
 
 import analysis.claims
@@ -132,10 +132,9 @@ def test_nobody_reads_what_is_printed(undisturbed: Path, tmp_path: Path) -> None
 def test_a_terminal_that_closes_and_a_study_that_another_program_holds(tmp_path: Path) -> None:
     """Neither ends a search; the terminal shows that it waits."""
     folder, (ours, theirs) = tmp_path / "s", pty.openpty()
-    words = [*ONE_AT_A_TIME, *at(tmp_path)]
     search = subprocess.Popen(
-        [sys.executable, "-m", "tune.run", *words],
-        env={**os.environ, "WANDB_MODE": "disabled", "HOME": str(tmp_path)},
+        [sys.executable, *SEARCH, *ONE_AT_A_TIME, *at(tmp_path)],
+        env={**os.environ, **FEW_DIGITS, "WANDB_MODE": "disabled", "HOME": str(tmp_path)},
         start_new_session=True,
         stdin=subprocess.DEVNULL,
         stdout=theirs,
@@ -176,7 +175,7 @@ def test_what_cannot_work_is_refused_with_where_it_came_from(
     variables: dict[str, str], said: str, tmp_path: Path
 ) -> None:
     begin = time.monotonic()
-    done = python(["-m", "tune.run", *ONE_AT_A_TIME, *at(tmp_path)], tmp_path, **variables)
+    done = python(["-m", "tune.run", "--search", "hparams", *at(tmp_path)], tmp_path, **variables)
     assert time.monotonic() - begin < 30
     assert (done.returncode, done.stdout) == (2, "")
     assert said in done.stderr

@@ -29,16 +29,17 @@ SEARCH = [
 
 
 def test_killed_and_interrupted_it_ends_as_if_nothing_had_happened(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, search_in_process: Callable[..., Any]
 ) -> None:
     """Decision for decision and row for row, with one trial at a time of two seeds each: on a disk,
     and in an object store, tracked, once with the loss of the machine."""
-    one = [*SEARCH, "--max-concurrent", "1", "--replicas", "2"]
-    code, output = run([*one, *at(tmp_path, "whole")], tmp_path / "home")
-    assert code == 0, output
-    assert f"within {BUDGET} epochs by random" in output
-    assert "would likely bring fid from" in output
-    whole = tmp_path / "whole"
+    asked = {"search": "hparams", "epochs": EPOCHS, "seed": 3, "replicas": 2}
+    asked |= {"scheduler": "freeze-thaw", "epochs_in_all": BUDGET}
+    undisturbed = search_in_process(**asked)
+    assert undisturbed.code == 0, undisturbed.output
+    assert f"within {BUDGET} epochs by random" in undisturbed.output
+    assert "would likely bring fid from" in undisturbed.output
+    whole = undisturbed.folder
     trials = decisions(whole)
     lengths = {trial["number"]: len(trial["epochs"]) for trial in trials}
     assert BUDGET - EPOCHS < sum(lengths.values()) <= BUDGET
@@ -55,6 +56,7 @@ def test_killed_and_interrupted_it_ends_as_if_nothing_had_happened(
     with s3() as server:
         for name, value in server.items():
             monkeypatch.setenv(name, value)
+        one = [*SEARCH, "--max-concurrent", "1", "--replicas", "2"]
         storage, copy = f"s3://{BUCKET}/runs", tmp_path / "copy"
         tracked = ["--wandb", "offline"]
         process = start([*one, *tracked, *at(storage)], tmp_path / "lost")

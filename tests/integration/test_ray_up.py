@@ -19,11 +19,8 @@ import yaml
 from hosts import HOME, ROOT, Host, fill_in, hosts, switch
 from object_store import BUCKET, s3
 from ray.autoscaler._private.util import prepare_config, validate_config
-from search_processes import BY_CHANCE, QUICK, at
-from search_results import rows_of
-
-from analysis.load import load_trials
-from dcgan.store import Mirror
+from search_processes import BY_CHANCE, SEARCH, TINY, at
+from search_results import rows_of, rows_stored
 
 BIN = Path(sys.executable).parent
 PROGRAMS = ("ip", "unshare", "nsenter", "sshd", "ssh-keygen", "rsync")
@@ -142,8 +139,8 @@ def configure_s3(host: Host, variables: dict[str, str]) -> None:
 
 def search(*arguments: str) -> str:
     """The command line, for `ray exec`, of a search on the cluster."""
-    command = "timeout 400 python -u -m tune.run --address auto --wandb disabled"
-    return f"cd ~/dcgan-tune && {command} {shlex.join(arguments)}"
+    words = [*SEARCH, "--address", "auto", "--wandb", "disabled", *arguments]
+    return f"cd ~/dcgan-tune && timeout 400 python -u {shlex.join(words)}"
 
 
 def launcher_log(head: Host) -> str:
@@ -236,7 +233,7 @@ def test_head_listens_on_loopback_only(cluster: Cluster, port: int) -> None:
 @launches
 @pytest.mark.slow
 def test_job_through_the_tunnel(cluster: Cluster, dashboard: str) -> None:
-    arguments = ["--search", "baseline", *QUICK, "--storage", STORAGE, "--dry-run"]
+    arguments = ["--search", "baseline", *TINY, "--no-estimate", "--storage", STORAGE, "--dry-run"]
     # without --address: a job learns of the cluster from Ray
     plan = f"cd ~/dcgan-tune && exec python -m tune.run {shlex.join(arguments)}"
     job = ["job", "submit", "--address", dashboard, "--", "sh", "-c", plan]
@@ -301,7 +298,7 @@ def test_a_search_goes_on_without_a_machine_that_vanishes(
         stderr=subprocess.STDOUT,
     ) as process:
         deadline = time.monotonic() + 300
-        while rows_in_storage() < 5 or not victim.runs(b"ray::ImplicitFunc"):
+        while rows_stored(f"{STORAGE}/s") < 5 or not victim.runs(b"ray::ImplicitFunc"):
             assert process.poll() is None, process.communicate()[0]
             assert time.monotonic() < deadline, "the search did not get that far in time"
             time.sleep(0.5)
@@ -310,13 +307,6 @@ def test_a_search_goes_on_without_a_machine_that_vanishes(
     assert process.returncode == 0, output
     assert f"everything is in {STORAGE}/s:" in output
     assert rows_of(f"{STORAGE}/s").equals(rows_of(undisturbed_by_chance))
-
-
-def rows_in_storage() -> int:
-    uri = f"{STORAGE}/s"
-    if not Mirror(Path(), uri).has("trial_0000"):
-        return 0
-    return int(load_trials(uri)["epoch"].count())
 
 
 @launches

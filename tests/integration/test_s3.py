@@ -48,7 +48,11 @@ def fetched(name: str, folder: Path) -> Path:
 @pytest.mark.slow
 @pytest.mark.timeout(900)
 def test_a_search_survives_the_loss_of_its_machine_and_is_read_from_its_uri(
-    undisturbed: Path, tmp_path: Path, command: Any
+    undisturbed: Path,
+    tmp_path: Path,
+    command: Any,
+    monkeypatch: pytest.MonkeyPatch,
+    one_ray: None,
 ) -> None:
     """kill -9 of the driver, and its disk is gone; from another machine the search ends as an
     undisturbed one on a disk, is confirmed and tracked."""
@@ -97,8 +101,10 @@ def test_a_search_survives_the_loss_of_its_machine_and_is_read_from_its_uri(
     best = ended[ended["trial"] != "trial_0000"].iloc[0]  # but for the baseline, which is first
     assert point == {name: best[name] for name in point}
 
-    code, output = run([*resume, "--no-report"], other)  # nothing is left to do
-    assert code == 0, output
+    monkeypatch.setenv("HOME", str(other))
+    code, output, error = command(tune.run.main, *resume, "--no-report")  # nothing is left to do
+    assert code == 0, output + error
+    assert "confirming on fresh seeds: " in output
     assert decisions(fetched("s", tmp_path / "again")) == decisions(copy)
 
 

@@ -32,7 +32,6 @@ Run = Callable[..., Any]
 KEY = "f00dfacef00dfacef00dfacef00dfacef00dface"
 ONE_AT_A_TIME: dict[str, Any] = {
     "search": "hparams",
-    "dataset": "mnist-mini",
     "num_trials": 4,
     "epochs": 4,
     "seed": 3,
