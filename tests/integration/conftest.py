@@ -206,20 +206,14 @@ def one_ray() -> Iterator[None]:
     """Ray on one CPU, which all searches in this process use: `tune.run` takes one that runs. To
     start a worker costs more than its trials here, and xdist uses the other CPU. Its workers know
     the data set of few digits."""
+    import few_digits
     import ray
 
     from tune.runner import quiet_ray, start_ray
 
     before = dict(os.environ)
     quiet_ray()
-    paths = os.pathsep.join([str(ROOT), str(ROOT / "tests" / "numerical")])
-    start_ray(
-        1,
-        runtime_env={
-            "env_vars": {"PYTHONPATH": paths},
-            "worker_process_setup_hook": "few_digits.register",
-        },
-    )
+    start_ray(1, runtime_env=few_digits.for_workers(None))
     # where a person has a token for Ray, Ray asks for it in each process that inherits this: those
     # of other tests have another home
     os.environ.clear()

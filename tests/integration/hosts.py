@@ -3,8 +3,7 @@ name. Linux, as root.
 
 Each has an address in a private network, an SSH server that takes one key, and a home and a
 `/tmp/ray` of its own; the rest of the file system is this machine's. `~/venv` is the environment
-that runs the tests, and its searches know the data set of few digits. There is no way to the world
-outside.
+that runs the tests. There is no way to the world outside.
 
 All is held by open pipes: when they close, because the test ended or was killed, the kernel removes
 the rest.
@@ -21,8 +20,8 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import yaml
-from search_processes import FEW_DIGITS, ROOT
 
+ROOT = Path(__file__).parents[2]
 NEEDED = (ROOT, Path(sys.prefix), Path(sys.base_prefix))
 # a host's, mounted over this folder
 HOME = next(
@@ -160,8 +159,6 @@ def _furnish(home: Path, key: Path, addresses: str) -> None:
     (home / "shadow").write_text(
         "root:*:::::::\n"
     )  # no password; a locked account could not log in by key either
-    lines = [f"export {name}={value}\n" for name, value in FEW_DIGITS.items()]
-    (home / ".bashrc").write_text("".join(lines))
     (home / "venv").symlink_to(sys.prefix)
     (home / "venv.pins").write_bytes(
         b"".join(pin.read_bytes() for pin in PINS)

@@ -1,5 +1,5 @@
 """A Ray cluster of several nodes on this machine (Ray's own, for tests), in processes of its own
-that can be killed. Its workers know the data set of few digits."""
+that can be killed."""
 
 import contextlib
 import json
@@ -10,8 +10,6 @@ import sys
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
-
-from search_processes import FEW_DIGITS
 
 SCRIPT = """
 import json, sys
@@ -34,7 +32,7 @@ def ray_nodes(home: Path, *nodes: dict[str, Any]) -> Iterator[tuple[str, subproc
     home.mkdir(exist_ok=True)
     process = subprocess.Popen(
         [sys.executable, "-c", SCRIPT, json.dumps(nodes)],
-        env={**os.environ, **FEW_DIGITS, "HOME": str(home)},
+        env={**os.environ, "HOME": str(home)},
         text=True,
         start_new_session=True,
         stdin=subprocess.PIPE,

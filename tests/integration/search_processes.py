@@ -34,10 +34,9 @@ SEARCH = ["-c", "import few_digits; from tune.run import main; main()"]
 takes a third of the time."""
 FEW_DIGITS = {
     "PYTHONPATH": os.pathsep.join([str(ROOT), str(ROOT / "tests" / "numerical")]),
-    "__RAY_WORKER_PROCESS_SETUP_HOOK_ENV_VAR": "few_digits.register",
+    "RAY_RUNTIME_ENV_HOOK": "few_digits.for_workers",
 }
-"""Variables by which that driver finds the data set, and Ray's workers, which inherit them, know it
-as they start."""
+"""Variables by which that driver, and its workers, find the data set."""
 STARTED: list[subprocess.Popen[str]] = []
 
 

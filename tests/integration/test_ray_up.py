@@ -19,7 +19,7 @@ import yaml
 from hosts import HOME, ROOT, Host, fill_in, hosts, switch
 from object_store import BUCKET, s3
 from ray.autoscaler._private.util import prepare_config, validate_config
-from search_processes import BY_CHANCE, SEARCH, TINY, at
+from search_processes import BY_CHANCE, FEW_DIGITS, SEARCH, TINY, at
 from search_results import rows_of, rows_stored
 
 BIN = Path(sys.executable).parent
@@ -139,8 +139,9 @@ def configure_s3(host: Host, variables: dict[str, str]) -> None:
 
 def search(*arguments: str) -> str:
     """The command line, for `ray exec`, of a search on the cluster."""
-    words = [*SEARCH, "--address", "auto", "--wandb", "disabled", *arguments]
-    return f"cd ~/dcgan-tune && timeout 400 python -u {shlex.join(words)}"
+    words = [*(f"{name}={value}" for name, value in FEW_DIGITS.items()), "python", "-u", *SEARCH]
+    words += ["--address", "auto", "--wandb", "disabled", *arguments]
+    return f"cd ~/dcgan-tune && timeout 400 env {shlex.join(words)}"
 
 
 def launcher_log(head: Host) -> str:
