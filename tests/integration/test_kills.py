@@ -72,7 +72,7 @@ def test_interrupted_and_killed_again_and_again_a_search_ends_as_the_undisturbed
     for kind in rng.sample(["driver", "raylet", "gcs_server", "worker"], k=4):
         if not another_row(process, folder):
             break
-        time.sleep(rng.random())
+        time.sleep(rng.random() / 3)  # about an epoch
         kill(process.pid, kind)
         if kind != "worker":
             process.communicate(timeout=120)

@@ -3,7 +3,6 @@ writes them."""
 
 import json
 import subprocess
-import sys
 import time
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
@@ -12,6 +11,7 @@ from statistics import fmean, stdev
 from typing import Any
 
 import pytest
+from wandb.util import get_core_path
 
 from dcgan.files import read_rows
 from dcgan.schema import CONFIRM_FOLDER, ROWS_FILE, TRIALS_PATTERN
@@ -39,8 +39,11 @@ class Run:
 
 
 def inspect(written: Path) -> list[dict[str, Any]]:
-    """The records of an offline run's folder, in order."""
-    command = [sys.executable, "-m", "wandb", "leet", "inspect", "--json", str(written)]
+    """The records of an offline run's folder, in order, as `wandb leet inspect` prints them: by the
+    program that this starts, which is there in a tenth of the time."""
+    (file,) = written.glob("*.wandb")
+    command = [get_core_path(), "leet", "inspect", "--no-observability", "--json"]
+    command += ["--run-file", str(file), str(written.parent)]
     result = subprocess.run(command, capture_output=True, text=True, check=True)
     return [json.loads(line) for line in result.stdout.splitlines()]
 
