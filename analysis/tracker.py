@@ -23,8 +23,6 @@ from typing import TYPE_CHECKING, Any
 import pandas as pd
 from PIL import Image
 
-from analysis import charts
-from analysis.importance import importance
 from analysis.load import KNOWN, STD, load_trials, over_lanes, settings_of, study_statuses
 from dcgan.cli import one_line
 from dcgan.files import write_json
@@ -356,8 +354,12 @@ class Tracker:
         self.record["dashboard"] = view.save().url
 
     def charts(self, table: pd.DataFrame, ranked: Sequence[Mapping[Any, Any]]) -> dict[str, Any]:
-        """What the search's own run shows."""
+        """What the search's own run shows. (The import of what draws takes a second, for which a
+        tracker that follows a search need not wait.)"""
         import wandb
+
+        from analysis import charts
+        from analysis.importance import importance
 
         cells = table.astype(object).where(table.notna(), None)
         data: list[Any] = cells.to_numpy().tolist()
