@@ -5,6 +5,7 @@ come ten seconds apart and leave the scheduler out; this is written before a dec
 so that a search killed at any moment is rebuilt from it and from the trials' folders.
 """
 
+import contextlib
 import shutil
 import sqlite3
 import tempfile
@@ -154,16 +155,27 @@ def reopen_stopped(plan: "Plan") -> None:
     """Has trials that were stopped run again: those that a freeze-thaw search left frozen when it
     ended, if it is to train more epochs.
 
-    Optuna lets no trial that has ended change, so the study is written anew, and takes the place of
-    the old one in one step.
+    Optuna lets no trial that has ended change, so a copy of its file is changed, which keeps all
+    else that stands in it, and takes the place of the old one in one step.
+
+    Raises:
+        FileNotFoundError, ValueError: the study is missing or damaged.
     """
-    trials = open_ledger(plan.folder).get_trials()
-    for trial in trials:
-        if trial.state == TrialState.PRUNED:
-            trial.state, trial.values, trial.datetime_complete = TrialState.RUNNING, None, None
+    open_ledger(plan.folder)
+    file = plan.folder / STUDY_FILE
     with tempfile.TemporaryDirectory() as folder:
-        open_ledger(Path(folder), plan.objectives).add_trials(trials)
-        replace(plan.folder / STUDY_FILE, (Path(folder) / STUDY_FILE).read_bytes())
+        copy = Path(folder) / STUDY_FILE
+        shutil.copy(file, copy)
+        with contextlib.closing(sqlite3.connect(copy)) as study, study:
+            study.execute(
+                "DELETE FROM trial_values WHERE trial_id IN "
+                "(SELECT trial_id FROM trials WHERE state = 'PRUNED')"
+            )
+            study.execute(
+                "UPDATE trials SET state = 'RUNNING', datetime_complete = NULL "
+                "WHERE state = 'PRUNED'"
+            )
+        replace(file, copy.read_bytes())
 
 
 def take_over_folders(plan: "Plan", study: optuna.Study) -> None:

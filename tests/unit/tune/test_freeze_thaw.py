@@ -244,6 +244,7 @@ def test_more_epochs_go_on_with_what_was_frozen(curves: Curves, tmp_path: Path) 
     simulate(plan, curves, 0, ledger_in(tmp_path))
     before = ledger_in(tmp_path).get_trials()
     frozen = [trial.number for trial in before if trial.state == TrialState.PRUNED]
+    ledger_in(tmp_path).set_user_attr("note", "of a person")
     reopen_stopped(plan)
     reopened = ledger_in(tmp_path).get_trials()
     assert [t.number for t in reopened if t.state == TrialState.RUNNING] == frozen
@@ -264,6 +265,7 @@ def test_more_epochs_go_on_with_what_was_frozen(curves: Curves, tmp_path: Path) 
     assert any(
         len(after[n].intermediate_values) > len(before[n].intermediate_values) for n in frozen
     )
+    assert ledger_in(tmp_path).user_attrs == {"note": "of a person"}
 
 
 def test_more_epochs_need_the_study(
