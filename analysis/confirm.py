@@ -19,7 +19,7 @@ from analysis import cli
 from analysis.load import RESULTS, load_trials, local, read_json, read_search
 from analysis.stats import Comparison, Interval, compare_blocks, mean_interval
 from analysis.tables import best_epochs, conditions
-from dcgan.schema import CONFIRM_FOLDER, METRIC, SEARCH_FILE, TEST_FILE, trial_name
+from dcgan.schema import CONFIRM_FOLDER, METRIC, SEARCH_FILE, TEST_FILE, renamed, trial_name
 
 VALIDATION, TEST = f"validation_{METRIC}", f"test_{METRIC}"
 
@@ -58,7 +58,7 @@ def load_confirm(run: Path) -> pd.DataFrame:
         }
         if row["status"] == "finished":
             row[VALIDATION] = best.at[name, METRIC]
-            test = read_json(folder / name / TEST_FILE)
+            test = renamed(read_json(folder / name / TEST_FILE))
             row |= {f"test_{score}": test[score] for score in RESULTS if score in test}
         rows.append(row)
     return pd.DataFrame(rows).astype(dict.fromkeys(("estimate", VALIDATION, TEST), float))

@@ -28,6 +28,7 @@ from dcgan.schema import (
     TEST_FILE,
     WEIGHTS_FILE,
     Row,
+    renamed,
     trial_name,
 )
 from dcgan.store import Mirror
@@ -39,7 +40,7 @@ INTEGERS = (
     "lane",
     "epoch",
     "images_seen",
-    "digits_covered",
+    "classes_covered",
     "peak_memory_bytes",
     "eval_samples",
     "eval_seed",
@@ -322,6 +323,7 @@ def _parse(line: str, lanes: int) -> list[Row]:
     """
     row = json.loads(line)
     rows = [row] if "lane" in row else _rows_of_replicas(row, lanes)
+    rows = [renamed(row) for row in rows]
     for row in rows:
         row["epoch"] + 0  # it has one, and this is a number, or it is damaged
         for name in RESULTS:

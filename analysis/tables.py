@@ -23,11 +23,11 @@ from scipy.stats import hypergeom
 from analysis import cli
 from analysis.load import RESULTS, TEXTS, load_trials, local, over_lanes, read_search, settings_of
 from analysis.stats import Comparison, compare_blocks, compare_samples
-from dcgan.schema import LABEL_COLUMNS, METRIC, STATUSES, TABLE_FILE
+from dcgan.schema import LABEL_COLUMNS, METRIC, RENAMED, STATUSES, TABLE_FILE
 
-SHOWN = ("kid", "sample_coverage", "classifier_score", "digits_covered", "images_per_second")
+SHOWN = ("kid", "sample_coverage", "classifier_score", "classes_covered", "images_per_second")
 """Results of the best epoch that stand beside the metric in a ranking."""
-WIDE = ("kid", "classifier_score", "digits_covered", "images_per_second", "peak_memory_mb")
+WIDE = ("kid", "classifier_score", "classes_covered", "images_per_second", "peak_memory_mb")
 """Columns left to the files, so that a terminal need not wrap."""
 BESIDE = ("sample_coverage", "sharpness", "path_length", "seconds_train", "images_per_second")
 """Results of the best epoch whose means stand beside the metric's in a comparison."""
@@ -57,7 +57,7 @@ Goal = tuple[str, str]  # a column, and min or max
 def goals_of(search: Mapping[str, Any]) -> list[Goal]:
     """The objectives of a search, as `read_search` gives it; of a single run, the metric."""
     goals = search.get("objectives") or [{"column": METRIC, "mode": "min"}]
-    return [(goal["column"], goal["mode"]) for goal in goals]
+    return [(RENAMED.get(goal["column"], goal["column"]), goal["mode"]) for goal in goals]
 
 
 def varied(frame: pd.DataFrame) -> list[str]:

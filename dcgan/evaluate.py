@@ -250,8 +250,8 @@ def class_scores(probabilities: Tensor, shares: Tensor) -> Row:
     return {
         "classifier_score": metrics.classifier_score(probabilities),
         "confident_share": metrics.confident_share(probabilities),
-        "digits_covered": metrics.classes_covered(shares),
-        "digit_kl": metrics.kl_from_uniform(shares),
+        "classes_covered": metrics.classes_covered(shares),
+        "class_kl": metrics.kl_from_uniform(shares),
     }
 
 

@@ -39,7 +39,7 @@ from dcgan.schema import (
 from dcgan.weights import pack
 
 SHOWN = (
-    *("fid", "kid", "sample_precision", "sample_recall", "classifier_score", "digits_covered"),
+    *("fid", "kid", "sample_precision", "sample_recall", "classifier_score", "classes_covered"),
     *LABEL_COLUMNS,
 )
 

@@ -31,9 +31,9 @@ COLUMNS: Final[dict[str, str]] = {
     "the number of classes; higher is better",
     "confident_share": "share of generated images of whose class the classifier is sure "
     "(probability at least 0.9), 0 to 1",
-    "digits_covered": "classes that make up at least a tenth of an equal share of the generated "
+    "classes_covered": "classes that make up at least a tenth of an equal share of the generated "
     "images (of ten classes 1 %)",
-    "digit_kl": "KL of the generated class histogram from uniform, nats; 0 is best",
+    "class_kl": "KL of the generated class histogram from uniform, nats; 0 is best",
     "sharpness": "high-frequency energy of generated over that of real images; below 1 is blurred, "
     "above is noisy",
     "collapsed": "true if fewer than half of the classes appear or the samples nearly repeat one "
@@ -67,7 +67,10 @@ LABEL_COLUMNS: Final[dict[str, str]] = {
 }
 """Columns that rows of conditional nets have, too."""
 
-CLASS_COLUMNS: Final = ("classifier_score", "confident_share", "digits_covered", "digit_kl")
+RENAMED: Final = {"digits_covered": "classes_covered", "digit_kl": "class_kl"}
+"""Columns by the names that earlier versions gave them."""
+
+CLASS_COLUMNS: Final = ("classifier_score", "confident_share", "classes_covered", "class_kl")
 """Columns that rows lack where the data set has no labels."""
 
 ADDED_SETTINGS: Final[dict[str, Any]] = {
@@ -88,7 +91,7 @@ METRIC: Final = "fid"
 OBJECTIVES: Final[dict[str, str]] = {
     METRIC: "min",
     "kid": "min",
-    "digit_kl": "min",
+    "class_kl": "min",
     "seconds_train": "min",
     "seconds_eval": "min",
     "peak_memory_bytes": "min",
@@ -97,7 +100,7 @@ OBJECTIVES: Final[dict[str, str]] = {
     "sample_density": "max",
     "sample_coverage": "max",
     "classifier_score": "max",
-    "digits_covered": "max",
+    "classes_covered": "max",
     "images_per_second": "max",
 }
 """Columns that a search can optimise, and which way."""
@@ -110,7 +113,7 @@ OVER_LANES: Final[dict[str, str]] = {
     "seconds_eval": "sum",
     "seconds_checkpoint": "sum",
     "peak_memory_bytes": "max",
-    "digits_covered": "min",
+    "classes_covered": "min",
     "collapsed": "max",
 }
 """How a column of one epoch is taken over a trial's lanes; other numbers are averaged."""
@@ -153,6 +156,11 @@ search)."""
 
 STATUS_OF_STATE: Final = {"COMPLETE": "finished", "PRUNED": "stopped", "FAIL": "failed"}
 """The status of a trial by its state in Optuna; in all other states it is unfinished."""
+
+
+def renamed(row: Row) -> Row:
+    """The values of a row of any version, by the names that columns have now."""
+    return {RENAMED.get(name, name): value for name, value in row.items()}
 
 
 def trial_name(number: int) -> str:

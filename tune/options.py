@@ -17,7 +17,7 @@ from typing import Any
 from dcgan import cli
 from dcgan.config import MOST_EPOCHS, MOST_LANES, MOST_SEED
 from dcgan.data import DATASETS
-from dcgan.schema import METRIC, OBJECTIVES, SEARCH_FILE, WANDB_MODES
+from dcgan.schema import METRIC, OBJECTIVES, RENAMED, SEARCH_FILE, WANDB_MODES
 from dcgan.settings import check_settings, flag_name, setting
 from dcgan.store import Store, search_store
 from tune.schedulers import SCHEDULERS
@@ -296,7 +296,8 @@ def check_address(source: str, address: str) -> None:
 
 def parse_objectives(text: str) -> tuple[str, ...]:
     """Columns to optimise from `fid,seconds_train`, of which the metric is the first."""
-    names = tuple(name.strip() for name in text.split(","))
+    given = (name.strip() for name in text.split(","))
+    names = tuple(RENAMED.get(name, name) for name in given)
     if unknown := [name for name in names if name not in OBJECTIVES]:
         shown = ", ".join(map(repr, unknown))
         raise ValueError(f"--objectives has {shown}; allowed: {', '.join(OBJECTIVES)}")

@@ -33,6 +33,7 @@ from dcgan.schema import (
     ROWS_FILE,
     SAMPLES_FOLDER,
     Row,
+    renamed,
     samples_name,
 )
 from dcgan.store import Store
@@ -198,11 +199,10 @@ def saved_rows(folder: Path) -> list[Row]:
     if not path.is_file():
         return []
     try:
-        rows: list[Row] = checkpoint.load(path)["rows"]
+        return [renamed(row) for row in checkpoint.load(path)["rows"]]
     except ValueError:
         path.replace(path.with_suffix(".damaged"))
         return []
-    return rows
 
 
 def check_collapse(rows: Sequence[Row], patience: int) -> None:

@@ -775,7 +775,7 @@ def test_one_image_is_on_average_worse_than_its_class(
 def test_collapse_and_covered_digits(
     rows: dict[str, Row], name: str, covered: int, collapsed: bool
 ) -> None:
-    assert rows[name]["digits_covered"] == covered
+    assert rows[name]["classes_covered"] == covered
     assert rows[name]["collapsed"] is collapsed
 
 

@@ -184,7 +184,7 @@ def test_stacked_digits_are_read_colour_by_colour() -> None:
     assert (probabilities.argmax(1) == labels).double().mean() > 0.95
     reference = load_reference(source, "validation")
     row = score(images, reference)
-    assert row["digits_covered"] == len(probabilities.argmax(1).unique())  # any image counts
+    assert row["classes_covered"] == len(probabilities.argmax(1).unique())  # any image counts
     assert reference.accuracy > 0.95
 
 

@@ -20,11 +20,11 @@ import pytest
 from optuna.trial import TrialState, create_trial
 
 from analysis import tables
-from analysis.load import RESULTS, load_trials, over_lanes
-from analysis.tables import conditions, pareto, ranking, varied, write
+from analysis.load import RESULTS, load_trials, over_lanes, read_search
+from analysis.tables import conditions, goals_of, pareto, ranking, varied, write
 from dcgan.config import TrainConfig
 from dcgan.files import read_rows
-from dcgan.schema import ADDED_SETTINGS
+from dcgan.schema import ADDED_SETTINGS, RENAMED
 
 PROTOCOL = {
     "eval_split": "validation",
@@ -42,7 +42,7 @@ def row(epoch: int, fid: float, lane: int = 0) -> dict[str, Any]:
     counts = {
         "epoch": epoch,
         "images_seen": 8000 * epoch,
-        "digits_covered": 9,
+        "classes_covered": 9,
         "peak_memory_bytes": 5_000_000,
     }
     return values | counts | PROTOCOL | {"lane": lane, "fid": fid, "collapsed": epoch == 1}
@@ -353,7 +353,7 @@ def own(fids: list[float]) -> dict[str, list[Any]]:
     return {
         "fid": fids,
         "collapsed": [fid > 30 for fid in fids],
-        "digits_covered": [9 - lane for lane in range(len(fids))],
+        "classes_covered": [9 - lane for lane in range(len(fids))],
     }
 
 
@@ -402,7 +402,7 @@ def test_each_lane_has_its_own_rows_and_settings(lanes: Path) -> None:
     frame = load_trials(lanes)
     assert not {"by_replica", "fid_std", "replicas"} & set(frame)
     assert frame["threads"].dtype == frame["lane"].dtype == "Int64"
-    columns = ["lane", "seed", "epoch", "fid", "collapsed", "digits_covered", "images_seen"]
+    columns = ["lane", "seed", "epoch", "fid", "collapsed", "classes_covered", "images_seen"]
     assert first_trial(frame)[columns].to_numpy().tolist() == [
         [0, 7, 1, 30.0, False, 9, 8000], [0, 7, 2, 10.0, False, 9, 16000],
         [1, 8, 1, 40.0, True, 8, 8000], [1, 8, 2, 60.0, True, 8, 16000],
@@ -424,6 +424,20 @@ def test_rows_of_an_earlier_version_load_as_those_of_today(run: Path) -> None:
     pd.testing.assert_frame_equal(load_trials(make_replicas(run)), today, check_like=True)
 
 
+def test_columns_that_were_renamed_have_the_name_of_today(run: Path) -> None:
+    """Also where only a trial's first rows have the old one, and in a search's objectives."""
+    describe(run, [("fid", "min"), ("class_kl", "min")])
+    today, goals = load_trials(run), goals_of(read_search(run))
+    old = {now: name for name, now in RENAMED.items()}
+    for path in run.glob("*/result.json"):
+        rows = read_rows(path)
+        first = [{old.get(name, name): value for name, value in row.items()} for row in rows[:1]]
+        write_rows(path.parent, [*first, *rows[1:]])
+    describe(run, [("fid", "min"), (old["class_kl"], "min")])
+    pd.testing.assert_frame_equal(load_trials(run), today)
+    assert goals_of(read_search(run)) == goals
+
+
 def test_settings_that_a_version_added_were_what_they_are_by_default(run: Path) -> None:
     """In one frame with trials that have them, so that nothing seems to vary that did not."""
     paths = sorted(run.glob("trial_*/params.json"))
@@ -442,7 +456,7 @@ def test_settings_that_a_version_added_were_what_they_are_by_default(run: Path) 
 def test_over_lanes_is_one_row_a_trial_and_epoch(lanes: Path) -> None:
     frame = over_lanes(load_trials(lanes))
     assert "lane" not in frame
-    columns = ["epoch", "seed", "lanes", "fid", "collapsed", "digits_covered", "seconds_train"]
+    columns = ["epoch", "seed", "lanes", "fid", "collapsed", "classes_covered", "seconds_train"]
     assert first_trial(frame)[columns].to_numpy().tolist() == [
         [1, 7, 3, 40.0, True, 7, 3.0], [2, 7, 3, 30.0, True, 7, 3.0],
     ]  # fmt: skip

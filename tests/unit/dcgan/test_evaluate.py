@@ -582,7 +582,7 @@ def test_evaluate_gives_every_quality_column_and_no_other(made: tuple[Reference,
     row = evaluate.evaluate(generator, config, reference)
     assert sorted(row) == sorted(quality)
     assert {name: type(row[name]) for name in quality} == dict.fromkeys(quality, float) | {
-        "digits_covered": int,
+        "classes_covered": int,
         "collapsed": bool,
     }
     assert all(np.isfinite(value) for value in row.values())

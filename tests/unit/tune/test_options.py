@@ -246,7 +246,11 @@ def test_options_made_in_code_are_checked_alike(changes: dict[str, Any], message
 
 @pytest.mark.parametrize(
     ("text", "names"),
-    [("fid", ("fid",)), ("fid, seconds_train ,kid", ("fid", "seconds_train", "kid"))],
+    [
+        ("fid", ("fid",)),
+        ("fid, seconds_train ,kid", ("fid", "seconds_train", "kid")),
+        ("fid,digit_kl", ("fid", "class_kl")),  # of a search that an earlier version began
+    ],
 )
 def test_objectives_are_read(text: str, names: tuple[str, ...]) -> None:
     assert parse_objectives(text) == names

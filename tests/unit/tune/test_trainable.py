@@ -31,12 +31,12 @@ def row(epoch: int, fid: float, **columns: Any) -> dict[str, Any]:
 
 
 def test_an_epoch_is_the_mean_of_its_lanes() -> None:
-    one = {"lane": 0, "epoch": 3, "generator_loss": 1.0, "fid": 10.0, "digits_covered": 9}
+    one = {"lane": 0, "epoch": 3, "generator_loss": 1.0, "fid": 10.0, "classes_covered": 9}
     one |= {"collapsed": False, "seconds_train": 2.0, "device": "cpu", "threads": 1}
-    two = one | {"lane": 1, "generator_loss": 2.0, "fid": 13.0, "digits_covered": 7}
+    two = one | {"lane": 1, "generator_loss": 2.0, "fid": 13.0, "classes_covered": 7}
     two |= {"collapsed": True, "seconds_train": 3.0}
     assert mean_row([one, two]) == {
-        "epoch": 3, "generator_loss": 1.5, "fid": 11.5, "digits_covered": 7, "collapsed": True,
+        "epoch": 3, "generator_loss": 1.5, "fid": 11.5, "classes_covered": 7, "collapsed": True,
         "seconds_train": 5.0, "device": "cpu", "threads": 1,
     }  # fmt: skip
     alone = mean_row([one])
@@ -113,6 +113,15 @@ def test_a_damaged_checkpoint_is_put_aside(tmp_path: Path) -> None:
         assert [path.name for path in tmp_path.iterdir()] == ["checkpoint.damaged"]
         assert (tmp_path / "checkpoint.damaged").read_bytes() == damaged
     assert saved_rows(tmp_path) == []
+
+
+def test_rows_of_an_earlier_version_have_the_columns_of_today(tmp_path: Path) -> None:
+    """So that a search that it began goes on, whatever its objectives."""
+    before = {"lane": 0, "epoch": 1, "fid": 2.0, "digits_covered": 9, "digit_kl": 0.1}
+    checkpoint.save(tmp_path, [TINY], torch.device("cpu"), [], [before], {})
+    assert saved_rows(tmp_path) == [
+        {"lane": 0, "epoch": 1, "fid": 2.0, "classes_covered": 9, "class_kl": 0.1}
+    ]
 
 
 def test_uploads_take_at_most_a_twentieth_of_the_time(monkeypatch: pytest.MonkeyPatch) -> None:
