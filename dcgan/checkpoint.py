@@ -23,7 +23,14 @@ from dcgan.config import TrainConfig, read_lanes
 from dcgan.files import replace
 from dcgan.lanes import split_lane
 from dcgan.models import Generator
-from dcgan.schema import AVERAGES_FOLDER, CHECKPOINT_FILE, WEIGHTS_FILE, Row, averages_name
+from dcgan.schema import (
+    AVERAGES_FOLDER,
+    CHECKPOINT_FILE,
+    WEIGHTS_FILE,
+    Row,
+    averages_name,
+    renamed,
+)
 from dcgan.weights import unpack
 
 VERSION = 4
@@ -92,7 +99,8 @@ def write(path: Path, content: dict[str, Any]) -> None:
 
 
 def load(path: Path | str) -> dict[str, Any]:
-    """Reads a checkpoint file, or the one in a folder, onto the CPU.
+    """Reads a checkpoint file, or the one in a folder, onto the CPU. Its rows have the columns of
+    today.
 
     Raises:
         FileNotFoundError: there is none.
@@ -108,7 +116,7 @@ def load(path: Path | str) -> dict[str, Any]:
         raise ValueError(
             f"{path} has checkpoint version {version}; this code reads version {VERSION}"
         )
-    return content
+    return content | {"rows": [renamed(row) for row in content["rows"]]}
 
 
 def read(path: Path) -> dict[str, Any]:

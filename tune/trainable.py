@@ -33,7 +33,6 @@ from dcgan.schema import (
     ROWS_FILE,
     SAMPLES_FOLDER,
     Row,
-    renamed,
     samples_name,
 )
 from dcgan.store import Store
@@ -199,10 +198,11 @@ def saved_rows(folder: Path) -> list[Row]:
     if not path.is_file():
         return []
     try:
-        return [renamed(row) for row in checkpoint.load(path)["rows"]]
+        rows: list[Row] = checkpoint.load(path)["rows"]
     except ValueError:
         path.replace(path.with_suffix(".damaged"))
         return []
+    return rows
 
 
 def check_collapse(rows: Sequence[Row], patience: int) -> None:
