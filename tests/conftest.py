@@ -10,9 +10,16 @@ import torch
 
 SHARED = {"tests/integration/test_tracking.py": "tests/integration/test_search.py"}
 """Files that look at what another one runs, which takes minutes."""
-WHOLE = ("search", "variants", "environments", "docs", "ray_up")
-APART = ("freeze_thaw", "s3", "kills", "cluster", "driver", "wandb_online")
-LONGEST = [f"tests/integration/test_{name}.py" for name in (*WHOLE, *APART)]
+WHOLE = (
+    *(f"integration/test_{name}" for name in ("search", "variants", "environments", "docs")),
+    *("integration/test_ray_up", "numerical/test_training", "unit/tune/test_simulate"),
+    *("unit/tune/test_crash_points", "numerical/test_fake_cuda"),
+)
+APART = tuple(
+    f"integration/test_{name}"
+    for name in ("freeze_thaw", "s3", "kills", "cluster", "driver", "wandb_online")
+)
+LONGEST = [f"tests/{name}.py" for name in (*WHOLE, *APART)]
 """Files that take minutes, the longest first: they begin before all others, so that little is left
 over for one worker alone at the end. Those of `APART` share nothing that costs much, so that each
 of their tests may run on another worker."""
