@@ -116,6 +116,8 @@ def load(path: Path | str) -> dict[str, Any]:
         raise ValueError(
             f"{path} has checkpoint version {version}; this code reads version {VERSION}"
         )
+    if "rows" not in content:
+        raise ValueError(f"{path} is no checkpoint of dcgan: it has no rows")
     return content | {"rows": [renamed(row) for row in content["rows"]]}
 
 

@@ -120,6 +120,12 @@ def test_a_failed_write_leaves_the_old_file_and_nothing_else(tmp_path: Path) -> 
     assert content_of(path)["epoch"] == 3
 
 
+def test_a_file_without_rows_is_no_checkpoint(tmp_path: Path) -> None:
+    checkpoint.write(tmp_path / CHECKPOINT_FILE, {"version": 4, "lanes": []})
+    with pytest.raises(ValueError, match=r"checkpoint\.pt is no checkpoint .*: it has no rows$"):
+        checkpoint.load(tmp_path)
+
+
 def test_rows_are_replaced_in_one_step(tmp_path: Path) -> None:
     path = tmp_path / "result.json"
     path.write_text("old\n" * 5)
