@@ -5,7 +5,7 @@ import sys
 
 import torch
 
-from analysis import confirm, load, report, tables
+from analysis import confirm, load, tables
 from analysis.cli import rounded
 from dcgan import checkpoint
 from dcgan.config import read_lanes, write_lanes
@@ -87,6 +87,8 @@ def print_confirmed(plan: Plan) -> None:
 
 def write_page(plan: Plan) -> None:
     """Writes `report.html` and prints where it is."""
+    from analysis import report  # only here: what draws charts need not delay the first trial
+
     plan.store.put()
     page = report.write([plan.location], plan.folder, page_only=True)
     print(f"\nreport: {plan.location}/{page.name}")

@@ -15,7 +15,6 @@ from typing import Any
 
 import torch
 from ray import tune as ray_tune
-from tensorboardX import SummaryWriter
 
 from dcgan import checkpoint, memory
 from dcgan.config import TrainConfig, replicate, write_lanes
@@ -119,6 +118,9 @@ class TrialFolder:
     """A trial's rows, samples and TensorBoard file, brought to what its checkpoint says."""
 
     def __init__(self, store: Store, lanes: Sequence[TrainConfig], task: Task) -> None:
+        # only here: the driver, which writes none, starts sooner
+        from tensorboardX import SummaryWriter
+
         self.store, self.lanes, self.patience = store, lanes, task.patience
         self.pace = Pace(task.keep)
         self.folder = store.folder

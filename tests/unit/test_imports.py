@@ -112,10 +112,16 @@ def test_no_file_is_above_350_lines() -> None:
             assert len(path.read_text(encoding="utf-8").splitlines()) <= 350, name
 
 
-@pytest.mark.parametrize("modules", ["analysis.report, analysis.rungs", "tune.options"])
-def test_what_needs_no_ray_starts_without_it(modules: str) -> None:
-    """In a new process, since this one may have it already: `--help` need not wait for Ray."""
-    unwanted = {"ray"} if modules.startswith("tune") else {"ray", "torch"}
+@pytest.mark.parametrize(
+    ("modules", "unwanted"),
+    [
+        ("analysis.report, analysis.rungs", {"ray", "torch"}),
+        ("tune.options", {"ray"}),  # for which `--help` need not wait
+        ("tune.answer, tune.confirm, tune.track", {"altair", "tensorboardX", "wandb"}),
+    ],
+)
+def test_what_needs_it_not_starts_without_it(modules: str, unwanted: set[str]) -> None:
+    """In a new process, since this one may have it already."""
     check = f"import sys, {modules}; assert not {unwanted} & set(sys.modules)"
     subprocess.run([sys.executable, "-c", check], cwd=ROOT, check=True)
 

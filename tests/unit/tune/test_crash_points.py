@@ -117,7 +117,7 @@ def disk(shared_memory: Path, monkeypatch: pytest.MonkeyPatch) -> Disk:
     monkeypatch.setattr(trainable, "replace", watched)
     monkeypatch.setattr(files.os, "fsync", lambda descriptor: None)
     monkeypatch.setattr(trainable.checkpoint, "load", lambda path: json.loads(path.read_bytes()))
-    monkeypatch.setattr(trainable, "SummaryWriter", lambda *_, **__: Unwritten())
+    monkeypatch.setattr("tensorboardX.SummaryWriter", lambda *_, **__: Unwritten())
     monkeypatch.setattr(trainable.ray_tune, "report", lambda row: None)
     monkeypatch.setattr(TrialFolder, "save_samples", lambda self: None)
     return disk
