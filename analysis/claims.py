@@ -24,7 +24,6 @@ import pandas as pd
 from numpy.typing import NDArray
 from scipy import special
 from scipy.optimize import brentq
-from scipy.stats import t as student
 
 from analysis import cli, stats
 from analysis.load import PROTOCOL, load_trials, settings_of
@@ -592,7 +591,7 @@ def units_needed(values: Array, thresholds: Sequence[float], family: int) -> int
     `MOST_UNITS` if not even these."""
     distance = np.abs(values.mean() - np.array(thresholds)).min() / values.std(ddof=1)
     n = np.arange(len(values) + 1, MOST_UNITS + 1)
-    enough = distance * np.sqrt(n) > student.isf((1 - LEVEL) / 2 / family, n - 1)
+    enough = distance * np.sqrt(n) > stats.exceeded((1 - LEVEL) / 2 / family, n - 1)
     return int(n[enough][0]) if enough.any() else MOST_UNITS + 1
 
 

@@ -16,10 +16,10 @@ from typing import Any
 import numpy as np
 import pandas as pd
 from scipy.stats import kendalltau
-from scipy.stats import t as student
 
 from analysis import cli
 from analysis.load import load_trials, local, read_search, settings_of
+from analysis.stats import exceeded
 from dcgan.cli import Parser
 from dcgan.schema import METRIC
 
@@ -130,7 +130,7 @@ def rank_correlation(curves: pd.DataFrame) -> pd.DataFrame:
 def kendall_interval(tau: float, n: int) -> tuple[float, float]:
     """The 95 % interval of Kendall's tau of n pairs: tanh(atanh tau ± t sqrt(.6 / (n - 4))), with
     Student's t of n - 4 degrees and .6 for Fieller's .437, since correlations here are high."""
-    half = student.isf(0.025, n - 4) * math.sqrt(0.6 / (n - 4))
+    half = exceeded(0.025, n - 4) * math.sqrt(0.6 / (n - 4))
     z = math.atanh(np.clip(tau, -1 + 1e-12, 1 - 1e-12))
     return math.tanh(z - half), math.tanh(z + half)
 

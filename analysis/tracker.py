@@ -268,6 +268,7 @@ class Tracker:
             x_disable_stats=True,
             save_code=False,
             disable_git=True,
+            x_save_requirements=kind == "search",  # reading all packages takes 0.1 s a run
             init_timeout=INIT_SECONDS,
         )
         group = self.folder.name[:NAME_LENGTH]

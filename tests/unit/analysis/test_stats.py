@@ -10,6 +10,7 @@ from scipy import stats as scipy_stats
 from analysis.stats import (
     compare_blocks,
     compare_samples,
+    exceeded,
     holm,
     mean_interval,
     tail_probability,
@@ -54,6 +55,12 @@ def test_differences_are_welchs() -> None:
     x, y = [1.0, 5.0, 7.0], [10.0, 11.0, 30.0, 14.0]
     expected = scipy_stats.ttest_ind(x, y, equal_var=False).confidence_interval(0.95)
     assert welch(x, y)[1:3] == pytest.approx(tuple(expected))
+
+
+@pytest.mark.parametrize("freedom", [1, 2, 3.7, 11, 400, 10_000])
+@pytest.mark.parametrize("tail", [1e-9, 2.5e-4, 0.0125, 0.025, 0.4])
+def test_quantiles_are_scipys(tail: float, freedom: float) -> None:
+    assert exceeded(tail, freedom) == pytest.approx(scipy_stats.t.isf(tail, freedom), rel=1e-9)
 
 
 def test_tails_are_scipys() -> None:
