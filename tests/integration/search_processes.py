@@ -1,13 +1,16 @@
 """Searches in processes of their own, for the tests that watch, interrupt and kill them."""
 
+import atexit
 import contextlib
+import multiprocessing
 import os
 import shlex
 import signal
 import subprocess
 import sys
+import tempfile
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
 import few_digits  # noqa: F401 - registers a data set
@@ -37,31 +40,100 @@ FEW_DIGITS = {
     "RAY_RUNTIME_ENV_HOOK": "few_digits.for_workers",
 }
 """Variables by which that driver, and its workers, find the data set."""
-STARTED: list[subprocess.Popen[str]] = []
+FORKS = multiprocessing.get_context("forkserver")
+FORKS.set_forkserver_preload(
+    [
+        "search_processes",
+        *(f"tune.{name}" for name in ("run", "site", "answer", "confirm", "track")),
+    ]
+)
+"""Drivers are forked from a process that has imported what they need, which takes them longer than
+their trials. Those of the README's search, of jobs on a cluster, of commands in the docs, and of
+test_environments are started as people start them."""
 
 
-def start(arguments: Sequence[str], home: Path, **variables: str) -> subprocess.Popen[str]:
+class Driver:
+    """A search in a process of its own, to be used as a `subprocess.Popen`."""
+
+    def __init__(self, arguments: Sequence[str], environment: dict[str, str]) -> None:
+        descriptor, self.output = tempfile.mkstemp()
+        os.close(descriptor)
+        process = FORKS.Process(target=drive, args=(arguments, environment, self.output))
+        with path_of_tests():
+            process.start()
+        assert process.pid
+        self.process, self.pid = process, process.pid
+
+    def poll(self) -> int | None:
+        return self.process.exitcode
+
+    @property
+    def returncode(self) -> int | None:
+        return self.process.exitcode
+
+    def communicate(self, timeout: float | None = None) -> tuple[str, None]:
+        self.process.join(timeout)
+        if self.poll() is None:
+            raise subprocess.TimeoutExpired("a search", timeout or 0)
+        return Path(self.output).read_text(encoding="utf-8"), None
+
+    def send_signal(self, number: int) -> None:
+        os.kill(self.pid, number)
+
+    def kill(self) -> None:
+        self.send_signal(signal.SIGKILL)
+
+
+@contextlib.contextmanager
+def path_of_tests() -> Iterator[None]:
+    """For the process from which drivers are forked, which starts with the first of them."""
+    before = os.environ.get("PYTHONPATH")
+    os.environ["PYTHONPATH"] = os.pathsep.join(
+        [str(Path(__file__).parent), FEW_DIGITS["PYTHONPATH"]]
+    )
+    yield
+    os.environ.pop("PYTHONPATH")
+    if before is not None:
+        os.environ["PYTHONPATH"] = before
+
+
+def drive(arguments: Sequence[str], environment: dict[str, str], output: str) -> None:
+    """Makes a forked process what a shell starts, in a group of its own, and runs the search."""
+    from tune.run import main
+
+    os.setsid()
+    os.chdir(ROOT)
+    os.environ.clear()
+    os.environ.update(environment)
+    with open(output, "wb") as file, open(os.devnull, "rb") as nothing:
+        os.dup2(nothing.fileno(), 0)
+        os.dup2(file.fileno(), 1)
+        os.dup2(file.fileno(), 2)
+    sys.stdout.reconfigure(write_through=True)  # type: ignore[union-attr]
+    sys.argv = ["tune.run", *arguments]
+    try:
+        main()
+    finally:
+        atexit._run_exitfuncs()  # which a fork leaves out
+
+
+STARTED: list[Driver] = []
+
+
+def start(arguments: Sequence[str], home: Path, **variables: str) -> Driver:
     """Starts a search in a process group of its own, as a shell does, with an empty home."""
     home.mkdir(exist_ok=True)
     environment = {"WANDB_MODE": "disabled", **os.environ, "HOME": str(home), **variables}
-    process = subprocess.Popen(
-        [sys.executable, "-u", *SEARCH, *arguments],
-        cwd=ROOT,
-        env={**environment, **FEW_DIGITS},
-        text=True,
-        start_new_session=True,
-        stdin=subprocess.DEVNULL,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.STDOUT,
-    )
-    STARTED.append(process)
-    return process
+    driver = Driver(arguments, {**environment, **FEW_DIGITS})
+    STARTED.append(driver)
+    return driver
 
 
 def run(arguments: Sequence[str], home: Path, **variables: str) -> tuple[int, str]:
     """Exit code and output of a whole search."""
     process = start(arguments, home, **variables)
     output, _ = process.communicate(timeout=LIMIT_SECONDS)
+    assert process.returncode is not None
     return process.returncode, output
 
 
@@ -92,7 +164,7 @@ def printed_command(output: str) -> list[str]:
     return words[3:]
 
 
-def wait_for(condition: Callable[[], bool], process: subprocess.Popen[str]) -> None:
+def wait_for(condition: Callable[[], bool], process: Driver | subprocess.Popen[str]) -> None:
     """Waits until a condition holds while a search runs."""
     deadline = time.monotonic() + LIMIT_SECONDS
     while not condition():
@@ -101,7 +173,7 @@ def wait_for(condition: Callable[[], bool], process: subprocess.Popen[str]) -> N
         time.sleep(0.1)
 
 
-def another_row(process: subprocess.Popen[str], folder: Path) -> bool:
+def another_row(process: Driver, folder: Path) -> bool:
     """Waits for the next row; False if the search ends before."""
     now = rows_now(folder)
     while rows_now(folder) <= now and process.poll() is None:
