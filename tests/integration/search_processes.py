@@ -10,10 +10,11 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import few_digits  # noqa: F401 - registers a data set
+import pytest
 from search_results import rows_now
 
 ROOT = Path(__file__).parents[2]
@@ -56,13 +57,15 @@ class Driver:
     """A search in a process of its own, to be used as a `subprocess.Popen`."""
 
     def __init__(self, arguments: Sequence[str], environment: dict[str, str]) -> None:
-        descriptor, self.output = tempfile.mkstemp()
+        descriptor, self.output = tempfile.mkstemp(dir=Path(environment["HOME"]).parent)
         os.close(descriptor)
-        process = FORKS.Process(target=drive, args=(arguments, environment, self.output))
-        with path_of_tests():
-            process.start()
-        assert process.pid
-        self.process, self.pid = process, process.pid
+        self.process = FORKS.Process(target=drive, args=(arguments, environment, self.output))
+        with pytest.MonkeyPatch.context() as patch:  # for the process that forks them
+            path = [str(Path(__file__).parent), FEW_DIGITS["PYTHONPATH"]]
+            patch.setenv("PYTHONPATH", os.pathsep.join(path))
+            self.process.start()
+        assert self.process.pid
+        self.pid = self.process.pid
 
     def poll(self) -> int | None:
         return self.process.exitcode
@@ -82,19 +85,6 @@ class Driver:
 
     def kill(self) -> None:
         self.send_signal(signal.SIGKILL)
-
-
-@contextlib.contextmanager
-def path_of_tests() -> Iterator[None]:
-    """For the process from which drivers are forked, which starts with the first of them."""
-    before = os.environ.get("PYTHONPATH")
-    os.environ["PYTHONPATH"] = os.pathsep.join(
-        [str(Path(__file__).parent), FEW_DIGITS["PYTHONPATH"]]
-    )
-    yield
-    os.environ.pop("PYTHONPATH")
-    if before is not None:
-        os.environ["PYTHONPATH"] = before
 
 
 def drive(arguments: Sequence[str], environment: dict[str, str], output: str) -> None:
