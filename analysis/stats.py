@@ -39,7 +39,7 @@ NOTHING = Interval(math.nan, math.nan, math.nan, 0)
 
 def exceeded(tail: float, freedom: Any) -> Any:
     """What Student's t with these degrees of freedom exceeds with a probability. Where scipy.stats
-    has it, it takes a hundred times as long, and half a second to import."""
+    has it, it takes forty times as long, and half a second to import."""
     return -special.stdtrit(freedom, tail)
 
 
