@@ -591,7 +591,7 @@ def units_needed(values: Array, thresholds: Sequence[float], family: int) -> int
     `MOST_UNITS` if not even these."""
     distance = np.abs(values.mean() - np.array(thresholds)).min() / values.std(ddof=1)
     n = np.arange(len(values) + 1, MOST_UNITS + 1)
-    enough = distance * np.sqrt(n) > stats.exceeded((1 - LEVEL) / 2 / family, n - 1)
+    enough = distance * np.sqrt(n) > stats.student_quantile((1 - LEVEL) / 2 / family, n - 1)
     return int(n[enough][0]) if enough.any() else MOST_UNITS + 1
 
 

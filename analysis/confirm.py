@@ -16,7 +16,7 @@ import pandas as pd
 
 from analysis import cli
 from analysis.load import RESULTS, load_trials, local, read_json, read_search
-from analysis.stats import Comparison, Interval, compare_blocks, exceeded, mean_interval
+from analysis.stats import Comparison, Interval, compare_blocks, mean_interval, student_quantile
 from analysis.tables import best_epochs, conditions
 from dcgan.schema import CONFIRM_FOLDER, METRIC, SEARCH_FILE, TEST_FILE, renamed, trial_name
 
@@ -192,7 +192,7 @@ def about_noise(frame: pd.DataFrame) -> list[str]:
         return []
     squares = ((deviations - by_candidate.transform("mean")) ** 2).sum()
     spread = math.sqrt(squares / freedom)
-    apart = exceeded(0.025, freedom) * spread * math.sqrt(2)
+    apart = student_quantile(0.025, freedom) * spread * math.sqrt(2)
     return [
         f"Another seed changes {METRIC} by {100 * spread:.0f} % (standard deviation, {freedom} "
         f"degrees of freedom): two trials of one seed each differ by more than chance from "

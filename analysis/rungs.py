@@ -19,7 +19,7 @@ from scipy.stats import kendalltau
 
 from analysis import cli
 from analysis.load import load_trials, local, read_search, settings_of
-from analysis.stats import exceeded
+from analysis.stats import student_quantile
 from dcgan.cli import Parser
 from dcgan.schema import METRIC
 
@@ -130,7 +130,7 @@ def rank_correlation(curves: pd.DataFrame) -> pd.DataFrame:
 def kendall_interval(tau: float, n: int) -> tuple[float, float]:
     """The 95 % interval of Kendall's tau of n pairs: tanh(atanh tau ± t sqrt(.6 / (n - 4))), with
     Student's t of n - 4 degrees and .6 for Fieller's .437, since correlations here are high."""
-    half = exceeded(0.025, n - 4) * math.sqrt(0.6 / (n - 4))
+    half = student_quantile(0.025, n - 4) * math.sqrt(0.6 / (n - 4))
     z = math.atanh(np.clip(tau, -1 + 1e-12, 1 - 1e-12))
     return math.tanh(z - half), math.tanh(z + half)
 

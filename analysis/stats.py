@@ -37,7 +37,7 @@ class Interval(NamedTuple):
 NOTHING = Interval(math.nan, math.nan, math.nan, 0)
 
 
-def exceeded(tail: float, freedom: Any) -> Any:
+def student_quantile(tail: float, freedom: Any) -> Any:
     """What Student's t with these degrees of freedom exceeds with a probability. Where scipy.stats
     has it, it takes forty times as long, and half a second to import."""
     return -special.stdtrit(freedom, tail)
@@ -68,7 +68,7 @@ def mean_interval(values: ArrayLike, family: int = 1) -> Interval:
     if len(x) == 1:
         return Interval(mean, math.nan, math.nan, 1)
     tail = (1 - LEVEL) / 2 / family
-    half = float(exceeded(tail, len(x) - 1)) * standard_error(x)
+    half = float(student_quantile(tail, len(x) - 1)) * standard_error(x)
     return Interval(mean, mean - half, mean + half, len(x))
 
 
@@ -125,7 +125,7 @@ def welch(x: ArrayLike, y: ArrayLike, family: int = 1) -> Interval:
     if error == 0:
         return Interval(difference, difference, difference, n)
     freedom = error**4 / (errors**2 / (len(a) - 1, len(b) - 1)).sum()  # Satterthwaite
-    half = float(exceeded((1 - LEVEL) / 2 / family, freedom)) * error
+    half = float(student_quantile((1 - LEVEL) / 2 / family, freedom)) * error
     return Interval(difference, difference - half, difference + half, n)
 
 

@@ -298,6 +298,8 @@ def boundary(
     Raises:
         ValueError: no such metric or mode.
     """
+    from scipy.stats import hypergeom  # only here: a search need not wait for it to begin
+
     best = best_epochs(over_lanes(frame), metric, mode)
     finished = best[best["status"] == "finished"].dropna(subset=metric)
     finished = finished.sort_values(metric, ascending=mode == "min", kind="stable")
@@ -310,19 +312,13 @@ def boundary(
         shares = {"low": values <= low_end, "high": values >= high_end}
         counts = {end: int(inside[:top].sum()) for end, inside in shares.items()}
         end = max(counts, key=lambda one: counts[one])
-        chance = drawn_by_chance(counts[end], n, int(shares[end].sum()), len(values))
-        p = min(1.0, chance * 2 * len(ends))
+        chance = hypergeom.sf(counts[end] - 1, len(values), int(shares[end].sum()), n)
+        p = min(1.0, float(chance) * 2 * len(ends)) if n else 1.0
         share = counts[end] / n if n else 0.0
         flag = n >= LEAST_BEST and share > 0.5 and p < CHANCE
         rows.append((name, low, high, n, share, end if counts[end] else pd.NA, p, flag))
     columns = ["axis", "low", "high", "n", "share", "end", "p", "flag"]
     return pd.DataFrame(rows, columns=columns).astype({"flag": bool, "end": "string"})
-
-
-def drawn_by_chance(k: int, n: int, marked: int, of: int) -> float:
-    """The probability that k or more of n that are drawn are marked (hypergeometric)."""
-    ways = sum(math.comb(marked, i) * math.comb(of - marked, n - i) for i in range(k, n + 1))
-    return ways / math.comb(of, n)
 
 
 def ends_of(axis: Any) -> tuple[float, float, float, float] | None:

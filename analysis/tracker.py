@@ -101,9 +101,8 @@ class RefusedError(Exception):
 def wanted_mode() -> str:
     """What W&B itself would do in this environment: `online` only where it has a key and is not
     switched off, by `wandb offline`, `wandb disabled` or `WANDB_MODE`."""
-    asked = os.environ.get("WANDB_MODE")
-    if asked in ("disabled", "offline"):  # whatever else is set, and half a second sooner
-        return asked
+    if os.environ.get("WANDB_MODE") == "disabled":  # whatever else is set, and half a second sooner
+        return "disabled"
     try:
         # private: W&B's public ways to ask start a process of its own, prompt for a key, or print
         from wandb.sdk.lib.wbauth import authenticate_session

@@ -48,9 +48,9 @@ FORKS.set_forkserver_preload(
         *(f"tune.{name}" for name in ("run", "site", "answer", "confirm", "track")),
     ]
 )
-"""Drivers are forked from a process that has imported what they need, which takes them longer than
-their trials. Those of the README's search, of jobs on a cluster, of commands in the docs, and of
-test_environments are started as people start them."""
+"""Drivers are forked from a process that has imported what they need: to import it would take each
+longer than its trials. Those of the README's search, of jobs on a cluster, of commands in the docs,
+and of test_environments are started as people start them."""
 
 
 class Driver:
@@ -81,7 +81,8 @@ class Driver:
         return Path(self.output).read_text(encoding="utf-8"), None
 
     def send_signal(self, number: int) -> None:
-        os.kill(self.pid, number)
+        if self.poll() is None:
+            os.kill(self.pid, number)
 
     def kill(self) -> None:
         self.send_signal(signal.SIGKILL)

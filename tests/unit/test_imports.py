@@ -120,7 +120,7 @@ def test_no_file_is_above_350_lines() -> None:
         ("tune.answer, tune.confirm, tune.track", {"altair", "tensorboardX", "wandb"}),
     ],
 )
-def test_what_needs_it_not_starts_without_it(modules: str, unwanted: set[str]) -> None:
+def test_what_is_not_needed_is_not_imported(modules: str, unwanted: set[str]) -> None:
     """In a new process, since this one may have it already."""
     check = f"import sys, {modules}; assert not {unwanted} & set(sys.modules)"
     subprocess.run([sys.executable, "-c", check], cwd=ROOT, check=True)

@@ -10,9 +10,9 @@ from scipy import stats as scipy_stats
 from analysis.stats import (
     compare_blocks,
     compare_samples,
-    exceeded,
     holm,
     mean_interval,
+    student_quantile,
     tail_probability,
     welch,
 )
@@ -60,7 +60,9 @@ def test_differences_are_welchs() -> None:
 @pytest.mark.parametrize("freedom", [1, 2, 3.7, 11, 400, 10_000])
 @pytest.mark.parametrize("tail", [1e-9, 2.5e-4, 0.0125, 0.025, 0.4])
 def test_quantiles_are_scipys(tail: float, freedom: float) -> None:
-    assert exceeded(tail, freedom) == pytest.approx(scipy_stats.t.isf(tail, freedom), rel=1e-9)
+    assert student_quantile(tail, freedom) == pytest.approx(
+        scipy_stats.t.isf(tail, freedom), rel=1e-9
+    )
 
 
 def test_tails_are_scipys() -> None:

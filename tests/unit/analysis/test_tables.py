@@ -22,15 +22,7 @@ from scipy import stats
 
 from analysis.load import RESULTS, load_trials
 from analysis.stats import mean_interval, welch
-from analysis.tables import (
-    axis_text,
-    best_of,
-    boundary,
-    compare,
-    drawn_by_chance,
-    pareto,
-    ranking,
-)
+from analysis.tables import axis_text, best_of, boundary, compare, pareto, ranking
 
 STATES = {
     "finished": TrialState.COMPLETE,
@@ -420,15 +412,6 @@ def test_half_at_an_end_is_not_flagged(tmp_path: Path) -> None:
     axes = {"batch_size": choices(256, 64, 128)}
     row = boundary(load_trials(make(tmp_path / "run", trials)), axes).iloc[0]
     assert row[["share", "end", "flag"]].to_list() == [0.5, "low", False]
-
-
-@pytest.mark.parametrize(
-    ("k", "n", "marked", "of"),
-    [(0, 0, 0, 0), (0, 4, 2, 9), (3, 4, 5, 40), (4, 4, 3, 40), (9, 100, 50, 1000)],
-)
-def test_chance_is_hypergeometric(k: int, n: int, marked: int, of: int) -> None:
-    expected = stats.hypergeom.sf(k - 1, of, marked, n) if of else 1.0
-    assert drawn_by_chance(k, n, marked, of) == pytest.approx(expected)
 
 
 @pytest.mark.parametrize("count", [2, 3])

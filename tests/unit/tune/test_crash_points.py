@@ -86,7 +86,7 @@ class Disk:
         assert self.study
         paths = [path for path in self.folder.rglob("*") if path.is_file()]
         now = {path.relative_to(self.folder): path.read_bytes() for path in paths}
-        self.left.append(Left(f"after {name}", now, self.study.get_trials(deepcopy=False)))
+        self.left.append(Left(f"after {name}", now, self.study.get_trials()))
         return result
 
     def restore(self, left: Left) -> optuna.Study:
