@@ -1,8 +1,9 @@
 """What `tune.track` logs to Weights & Biases: each trial is a run, with a step an epoch, and the
 search one more, with the answer.
 
-`RUN/wandb.json` remembers how far each run was logged, so that a resumed search goes on in the same
-runs. Offline, a run is written when its trial has ended (or the search was interrupted), in one go.
+`RUN/wandb.json` remembers how far each run was logged when it was closed, so that a resumed search
+goes on in the same runs; of a run that a killed tracker had open, W&B's server says what it has.
+Offline, a run is written when its trial has ended (or the search was interrupted), in one go.
 
 Of a trial that trains several lanes, the mean over lanes is logged, with the standard deviation of
 the metric.
@@ -91,6 +92,11 @@ OF_A_RUN = (
 """How W&B's variables begin that say which run a process is, and how it runs; ours say themselves
 what they are, and those of another job are not meant for them."""
 NAME_LENGTH = 128  # of what W&B takes
+LOST = (
+    *("filestream: fatal error", "file transfer: upload: failed"),
+    *("runfiles: CreateRunFiles returned error", "sender: failed to log artifact"),
+)
+"""How messages in a run's log begin that say what W&B's service has given up to upload."""
 
 
 class RefusedError(Exception):
@@ -174,13 +180,17 @@ class Tracker:
         if "dashboard" in self.record:
             self.record.setdefault("parts", {})["dashboard"] = "made"
         self.parts = self.record.setdefault("parts", {})
-        # epochs and status that were logged, by trial; an earlier version's word for it was "told"
+        # epochs and status that W&B has, by trial; an earlier version's word for it was "told"
         self.logged = self.record.setdefault("logged", self.record.pop("told", {}))
+        # the same with what W&B's client may still have to send, which is lost if it is killed
+        self.handed_over = dict(self.logged)
         self.open: dict[str, Any] = {}
         self.seen: dict[str, tuple[Any, str]] = {}
         for run in (folder / "wandb").glob("offline-run-*"):
             if run.name not in self.record["runs"]:
                 shutil.rmtree(run)  # of a process that was killed as it wrote: it is logged again
+        if not self.file.is_file():
+            self.save()  # its id, by which a killed tracker's runs are found again
 
     def update(self, *, last: bool) -> None:
         """Logs what is new: of trials that have ended, or of all when online or for the last
@@ -221,17 +231,18 @@ class Tracker:
         if self.seen.get(name) == now and name not in self.open:
             return
         self.seen[name] = now
-        known = self.logged.get(name, {"epochs": 0, "status": ""})
+        known = self.handed_over.get(name, {"epochs": 0, "status": ""})
         ended_now = status in STATUS_OF_STATE.values() and status != known["status"]
         frame = over_lanes(load_trials(trial))
         rows = loggable(frame)
         new = [row for row in rows if row["epoch"] > known["epochs"]]
         if new or ended_now:
             self.log(trial, config_of(frame), rows, new, status)
-            self.logged[name] = {"epochs": rows[-1]["epoch"] if rows else 0, "status": status}
+            epochs = rows[-1]["epoch"] if rows else 0
+            self.handed_over[name] = {"epochs": epochs, "status": status}
         if close and name in self.open:
-            self.open.pop(name).finish()
-        if new or ended_now:
+            finish(self.open.pop(name))
+            self.logged[name] = self.handed_over[name]
             self.save()
 
     def log(
@@ -242,6 +253,8 @@ class Tracker:
         kind = "trial" if trial.parent == self.folder else "confirm"
         if name not in self.open:
             self.open[name] = self.begin(name, kind, config)
+            if self.mode == "online":  # the server knows best what it has
+                new = [row for row in rows if row["epoch"] >= self.open[name].starting_step]
         run = self.open[name]
         for row in new:
             images = trial / SAMPLES_FOLDER / samples_name(row["epoch"])
@@ -290,6 +303,9 @@ class Tracker:
         run.define_metric("*", step_metric="epoch")
         if self.mode == "offline":
             self.record["runs"].append(Path(run.dir).parent.name)
+        else:  # the server has rows of an earlier tracker, but maybe not their pictures
+            for earlier in (self.folder / "wandb").glob(f"run-*-{run.id}/files"):
+                run.save(f"{earlier}/media/images/*.png", base_path=earlier, policy="now")
         return run
 
     def save(self) -> None:
@@ -327,13 +343,18 @@ class Tracker:
             with self.apart(f"the search's {name}"):
                 log[name](run)
                 logged[name] = wanted[name]
-        run.finish()
+        complete = False
+        with self.apart("the search's run"):
+            finish(run)
+            complete = True
+        if not complete:
+            logged.pop("table", None)  # which is sent with the run
         self.parts |= logged
         self.save()
 
     def log_table(self, run: Any, table: pd.DataFrame, ranked: Sequence[Mapping[Any, Any]]) -> None:
         """Logs the table and what else the search's own run shows, a step an answer."""
-        step = self.record.setdefault("tables", 0)
+        step = max(self.record.setdefault("tables", 0), run.starting_step)
         run.log(self.charts(table, ranked), step=step)
         best = {f"best/{METRIC}": ranked[0][METRIC], "best/trial": ranked[0]["trial"]}
         run.summary.update(best)
@@ -388,6 +409,14 @@ class Tracker:
     def files(self, names: Sequence[str]) -> list[Path]:
         """Those of these files that the search has."""
         return [self.folder / name for name in names if (self.folder / name).is_file()]
+
+
+def finish(run: Any) -> None:
+    """Ends a W&B run; a ConnectionError if not all of it was uploaded, which W&B only prints."""
+    run.finish()
+    for line in Path(run.settings.log_internal).read_text(encoding="utf-8").splitlines():
+        if any(f'"msg":"{start}' in line for start in LOST):
+            raise ConnectionError(json.loads(line)["msg"])
 
 
 def loggable(frame: pd.DataFrame) -> list[Row]:

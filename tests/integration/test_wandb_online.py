@@ -1,10 +1,12 @@
 """A search in W&B, online: at a server in this process that speaks W&B's protocol, whose client and
 service are the real ones. What is written offline is in test_tracking.py."""
 
+import contextlib
 import json
 import os
 import shutil
 import signal
+import sqlite3
 import subprocess
 import sys
 import time
@@ -18,11 +20,12 @@ from search_results import rows_now
 from wandb_server import KEY, RunOnServer, Server
 
 from dcgan.files import read_rows
-from dcgan.schema import CHECKPOINT_FILE, ROWS_FILE, TABLE_FILE, TRIALS_PATTERN
+from dcgan.schema import CHECKPOINT_FILE, ROWS_FILE, STUDY_FILE, TABLE_FILE, TRIALS_PATTERN
 
 ROOT = Path(__file__).parents[2]
 pytestmark = [pytest.mark.slow, pytest.mark.usefixtures("nothing_left_running")]
 PARTS = {"run_table", "model", "answer"}
+REFUSED = ("UpsertView2", "CreateArtifact")
 
 
 @pytest.fixture
@@ -113,24 +116,22 @@ def test_all_arrives_once_and_a_second_time_nothing(server: Server, folder: Path
 
 
 def test_a_refused_part_is_a_line_and_made_up_for_later(server: Server, folder: Path) -> None:
-    server.refuse = lambda what: 403 if what in ("UpsertView2", "CreateArtifact") else 0
+    """Rows, a picture, artifacts and the dashboard; W&B itself prints of the first two, and goes on
+    as if it had them."""
+    parts = ("trial_0001/file_stream", "trial_0002/media/images/samples_1", *REFUSED)
+    server.refuse = lambda what: 403 if any(part in what for part in parts) else 0
     code, output = track(folder, server)
     assert code == 1
-    assert [line.partition(": ")[0] for line in output.splitlines()] == [
-        "W&B did not take the search's model",
-        "W&B did not take the search's answer",
-        "W&B did not take the search's dashboard",
+    lines = [line.removeprefix("W&B did not take ") for line in output.splitlines()]
+    assert [line.partition(": ")[0] for line in lines] == [
+        *("trial_0001", "trial_0002"),
+        *("the search's model", "the search's answer", "the search's dashboard"),
+        "the search's run",  # with its table
     ]
     server.refuse = lambda what: 0
-    server.requests.clear()
     assert track(folder, server) == (0, "")
-    kinds = [one["artifactTypeName"] for one in server.artifacts.values()]
-    assert sorted(kinds) == [
-        "answer",
-        "model",
-    ]  # the table was refused with its run, asynchronously
-    assert len(server.views) == 1
-    assert all(run.ended for run in server.runs.values())
+    assert_whole(server, folder)
+    assert track(folder, server) == (0, "")
 
 
 def test_a_busy_server_is_asked_again(server: Server, folder: Path) -> None:
@@ -146,6 +147,51 @@ def test_a_busy_server_is_asked_again(server: Server, folder: Path) -> None:
     code, output = track(folder, server)
     assert (code, output) == (0, "")
     assert_whole(server, folder)
+
+
+@pytest.mark.parametrize("survives", [True, False], ids=["service-survives", "service-dies-too"])
+def test_what_was_on_its_way_when_the_tracker_was_killed_is_logged_again(
+    server: Server, folder: Path, survives: bool
+) -> None:
+    """Its service, which outlives it, sends that too; in vain where the machine is lost."""
+    set_state(folder, "RUNNING")
+    server.refuse = lambda what: 503 if what.endswith("file_stream") else 0
+    follower = subprocess.Popen(
+        [sys.executable, "-m", "tune.track", folder, "--follow"],
+        cwd=ROOT,
+        env=variables(server) | {"HOME": str(folder.parent)},
+        stdin=subprocess.PIPE,
+    )
+    wait_for(lambda: any("trial_0000/file_stream" in what for what in server.requests), follower)
+    time.sleep(1)  # until it has noted what it handed over
+    service = child_of(follower.pid)
+    follower.kill()
+    follower.communicate()
+    if not survives:
+        os.kill(service, signal.SIGKILL)
+    server.refuse = lambda what: 0
+    set_state(folder, "COMPLETE")
+    assert track(folder, server) == (0, "")
+    assert_whole(server, folder)
+    while Path(f"/proc/{service}").exists():
+        time.sleep(0.1)
+    assert_whole(server, folder)
+
+
+def set_state(folder: Path, state: str) -> None:
+    """Changes the state of a search's first trial, which Optuna does not allow once it has
+    ended."""
+    with contextlib.closing(sqlite3.connect(folder / STUDY_FILE)) as study, study:
+        study.execute("UPDATE trials SET state = ? WHERE number = 0", [state])
+
+
+def child_of(pid: int) -> int:
+    """The pid of W&B's service that a tracker has started."""
+    found = subprocess.run(
+        ["pgrep", "-P", str(pid), "-f", "wandb-core"], capture_output=True, text=True, check=True
+    )
+    (service,) = found.stdout.split()
+    return int(service)
 
 
 def test_a_search_killed_and_a_server_that_goes_away(server: Server, tmp_path: Path) -> None:

@@ -3,10 +3,12 @@ files are read back in tests/integration."""
 
 import itertools
 import json
+import os
 import shutil
 import sqlite3
 from collections.abc import Callable, Sequence
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import optuna
@@ -27,15 +29,16 @@ FIDS = ([30.0, 20.0, 25.0], [40.0], [], [35.0, 32.0])
 
 
 class Recorder:
-    """Stands for a W&B run."""
+    """Stands for a W&B run, of which the server has the steps before one."""
 
-    def __init__(self, kind: str, config: dict[str, Any]) -> None:
-        self.kind, self.config = kind, config
+    def __init__(self, kind: str, config: dict[str, Any], starting_step: int = 0) -> None:
+        self.kind, self.config, self.starting_step = kind, config, starting_step
         self.steps: list[int] = []
         self.rows: list[dict[str, Any]] = []
         self.summary: dict[str, Any] = {}
         self.tags: tuple[str, ...] = ()
         self.finished = False
+        self.settings = SimpleNamespace(log_internal=os.devnull)
 
     def log(self, row: dict[str, Any], step: int) -> None:
         assert not self.finished
@@ -49,8 +52,10 @@ class Recorder:
 class Runs(dict[str, Recorder]):
     """The runs begun, by name; a run begun again goes on in a new recorder."""
 
+    on_server = 0  # steps
+
     def begin(self, _: Tracker, name: str, kind: str, config: dict[str, Any]) -> Recorder:
-        self[name] = Recorder(kind, config)
+        self[name] = Recorder(kind, config, self.on_server + 1 if self.on_server else 0)
         return self[name]
 
 
@@ -169,6 +174,22 @@ def test_online_running_trials_are_logged_as_they_go(search: Path, runs: Runs) -
     assert running.summary["status"] == "stopped"
     assert running.finished
     assert runs["trial_0003"] is running
+
+
+@pytest.mark.parametrize("on_server", [0, 1, 2])
+def test_what_the_server_lacks_of_a_killed_trackers_run_is_logged(
+    search: Path, runs: Runs, on_server: int
+) -> None:
+    Tracker(Store(search), "online").update(last=False)
+    killed = json.loads((search / "wandb.json").read_text())
+    assert "trial_0003" not in killed["logged"]  # open
+    runs.clear()
+    runs.on_server = on_server
+    Tracker(Store(search), "online").update(last=True)
+    assert list(runs) == ["trial_0003"]
+    assert runs["trial_0003"].steps == [1, 2][on_server:]
+    assert json.loads((search / "wandb.json").read_text())["id"] == killed["id"]
+    assert logged(search)["trial_0003"] == {"epochs": 2, "status": "unfinished"}
 
 
 def test_at_the_end_runs_are_complete_even_without_news(search: Path, runs: Runs) -> None:
@@ -309,7 +330,7 @@ def test_killed_at_any_write_each_step_is_kept_once(
         [f"trial_{n:04d}", epoch + 1] for n, fids in enumerate(FIDS) for epoch in range(len(fids))
     ]
     assert whole == steps
-    assert count == 3 * len(FIDS)
+    assert count == 1 + 3 * len(FIDS)
     for at, after in itertools.product(range(count), (False, True)):
         writes.search = shutil.copytree(made, tmp_path / f"{at} {after}")
         writes.count, writes.at, writes.after = 0, at, after
