@@ -149,11 +149,10 @@ def test_a_busy_server_is_asked_again(server: Server, folder: Path) -> None:
     assert_whole(server, folder)
 
 
-@pytest.mark.parametrize("survives", [True, False], ids=["service-survives", "service-dies-too"])
 def test_what_was_on_its_way_when_the_tracker_was_killed_is_logged_again(
-    server: Server, folder: Path, survives: bool
+    server: Server, folder: Path
 ) -> None:
-    """Its service, which outlives it, sends that too; in vain where the machine is lost."""
+    """Its service had it, and is killed too, as where the machine is lost."""
     set_state(folder, "RUNNING")
     server.refuse = lambda what: 503 if what.endswith("file_stream") else 0
     follower = subprocess.Popen(
@@ -167,14 +166,10 @@ def test_what_was_on_its_way_when_the_tracker_was_killed_is_logged_again(
     service = child_of(follower.pid)
     follower.kill()
     follower.communicate()
-    if not survives:
-        os.kill(service, signal.SIGKILL)
+    os.kill(service, signal.SIGKILL)
     server.refuse = lambda what: 0
     set_state(folder, "COMPLETE")
     assert track(folder, server) == (0, "")
-    assert_whole(server, folder)
-    while Path(f"/proc/{service}").exists():
-        time.sleep(0.1)
     assert_whole(server, folder)
 
 
