@@ -140,6 +140,12 @@ def without_other_runs() -> Iterator[None]:
         os.environ.update(hidden)
 
 
+def require_search(store: Store) -> None:
+    """A FileNotFoundError if the folder has no search."""
+    if not (store.folder / SEARCH_FILE).is_file():
+        raise FileNotFoundError(f"no search at {store.location}: it has no {SEARCH_FILE}")
+
+
 def fitting(name: str, allowed: str = r"\w. -") -> str:
     """A name as W&B takes it: other characters become dashes, and its end is cut off."""
     return re.sub(f"[^{allowed}]", "-", name, flags=re.ASCII)[:NAME_LENGTH]
@@ -165,8 +171,7 @@ class Tracker:
         os.environ["WANDB_PROJECT"] = self.project  # W&B would refuse all for its name
         store.clear()
         store.get_small()
-        if not (folder / SEARCH_FILE).is_file():
-            raise FileNotFoundError(f"no search at {store.location}: it has no {SEARCH_FILE}")
+        require_search(store)
         self.search = json.loads((folder / SEARCH_FILE).read_text(encoding="utf-8"))
         self.file = folder / RECORD
         self.record: dict[str, Any] = {"id": secrets.token_hex(4), "runs": []}

@@ -21,10 +21,11 @@ from pathlib import Path
 from typing import Any
 
 from dcgan.files import replace
-from dcgan.schema import DRIVER_FILE, LOCK_FILE, STUDY_FILE
+from dcgan.schema import DRIVER_FILE, LOCK_FILE, STUDY_FILE, TRACKER_LOCK_FILE
 
 COPIES = Path("~/.cache/dcgan")
-NEVER_UPLOADED = (LOCK_FILE, "*.tmp", ".ray/*", "wandb.log")
+LOCK_FILES = (LOCK_FILE, TRACKER_LOCK_FILE)
+NEVER_UPLOADED = (*LOCK_FILES, "*.tmp", ".ray/*", "wandb.log")
 SMALL = ("*.json", "*.txt", "*.csv", "*.md", "*.html", "*.png", "wandb/*")
 VERSION_KEYS = ("size", "ETag", "LastModified", "etag", "updated", "mtime", "created")
 PACKAGES = {"s3": "s3fs", "gs": "gcsfs", "gcs": "gcsfs", "az": "adlfs", "abfs": "adlfs"}
@@ -140,7 +141,7 @@ class Mirror(Store):
 
     def clear(self) -> None:
         for path in self.folder.glob("*"):
-            if path.name != LOCK_FILE:
+            if path.name not in LOCK_FILES:
                 delete(path)
         self._uploaded.clear()
         self._fetched.clear()

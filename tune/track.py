@@ -15,8 +15,10 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import IO, TYPE_CHECKING
 
+from filelock import FileLock, Timeout
+
 from dcgan import cli
-from dcgan.schema import TABLE_FILE, WANDB_MODES
+from dcgan.schema import TABLE_FILE, TRACKER_LOCK_FILE, WANDB_MODES
 from dcgan.store import Store, copy_of
 
 if TYPE_CHECKING:
@@ -80,6 +82,26 @@ def tracking(plan: "Plan", mode: str, stop: "Stop") -> Iterator[None]:
                 print(f"W&B's dashboard of all runs: {url}")
 
 
+@contextlib.contextmanager
+def only_tracker(store: Store) -> Iterator[None]:
+    """Has this process alone log a search: that of a driver which was just interrupted or killed
+    may still be at it. A FileNotFoundError if there is no search."""
+    from analysis.tracker import require_search
+
+    if not store.is_mirror:  # whose copy is yet to be made
+        require_search(store)
+    lock = FileLock(store.folder / TRACKER_LOCK_FILE)
+    try:
+        lock.acquire(timeout=0)
+    except Timeout:
+        print("waiting for another process, which logs this search", flush=True)
+        lock.acquire()
+    try:
+        yield
+    finally:
+        lock.release()
+
+
 def wait_for_end(stream: IO[str]) -> threading.Event:
     """Set when the search that holds the other end of a stream ends."""
     ended = threading.Event()
@@ -129,7 +151,8 @@ def main() -> None:
                 "W&B is switched off here (wandb disabled, or WANDB_MODE); give --wandb"
             )
         try:
-            complete = track(store, mode, follow=args.follow)
+            with only_tracker(store):
+                complete = track(store, mode, follow=args.follow)
         except RefusedError as error:
             if mode == "offline":
                 parser.fail(f"W&B refuses: {error}", code=1)

@@ -46,7 +46,7 @@ from tune.trainable import Task
 NODE_CPUS = 8  # of a node of the cluster
 EVENTS_FILE = "events.json"  # of a trial: JSON lines, what its worker did and when
 GO = "go"  # the file that lets the first trials begin, once all workers are up
-MARKS = (0.1, 0.5)  # shares of the trials at which the driver's memory is read, besides the end
+MARKS = (0.1, 0.5)  # shares of the trials at which the driver is measured, besides the end
 TEXTS = ("eval_split", "extractor", "device")
 TEMPLATE: Row = dict.fromkeys(COLUMNS, 1) | dict.fromkeys(TEXTS, "replayed") | {"lane": 0}
 
@@ -93,9 +93,9 @@ def large_plan(curves: tune.curves.Curves, trials: int, workers: int, folder: Pa
 class Watch(threading.Thread):
     """Lets the search begin once its workers are up, and measures it as it runs."""
 
-    def __init__(self, plan: Plan, searcher: StudySearch) -> None:
+    def __init__(self, plan: Plan, searcher: StudySearch, faults: Faults) -> None:
         super().__init__(daemon=True)
-        self.plan, self.searcher = plan, searcher
+        self.plan, self.searcher, self.faults = plan, searcher, faults
         self.measured: dict[str, float] = {}
         self.began = self.began_busy = 0.0
 
@@ -108,16 +108,21 @@ class Watch(threading.Thread):
         for share in MARKS:
             while len(self.searcher.numbers) < share * self.plan.num_trials:
                 time.sleep(0.1)
-            self.measured[f"bytes_at_{share:.0%}"] = resident_bytes()
+            self.mark(f"{share:.0%}")
         self.measured["seconds_to_rank_halfway"] = rank(folder)
         lines = (folder / TABLE_FILE).read_text().splitlines()
         self.measured["trials_ranked_halfway"] = len(lines) - 1
 
+    def mark(self, when: str) -> None:
+        """Measures the driver up to now."""
+        self.measured[f"bytes_at_{when}"] = resident_bytes()
+        self.measured[f"busy_seconds_at_{when}"] = time.process_time() - self.began_busy
+        self.measured[f"reports_at_{when}"] = sum(self.faults.reached.values())
+
     def end(self) -> None:
         """Measures what can be measured at the end."""
         self.measured["seconds"] = time.perf_counter() - self.began
-        self.measured["busy_seconds"] = time.process_time() - self.began_busy
-        self.measured["bytes_at_100%"] = resident_bytes()
+        self.mark("100%")
         self.join()
 
 
@@ -158,7 +163,7 @@ def run_large(trials: int, workers: int, seconds: float, folder: Path) -> dict[s
     known: Any = SimpleNamespace(rows=curves.rows, settings=curves.settings)
     nearest = tune.curves.Curves.nearest_setting
     train = partial(replay, curve=partial(recorded, known, nearest), seconds=seconds)
-    watch = Watch(plan, searcher)
+    watch = Watch(plan, searcher, faults)
     full, rest = divmod(workers, NODE_CPUS)
     sizes = [0, *[NODE_CPUS] * full, *([rest] if rest else [])]  # the head trains nothing
     nodes = [{"num_cpus": size} for size in sizes]
@@ -171,8 +176,7 @@ def run_large(trials: int, workers: int, seconds: float, folder: Path) -> dict[s
             tuner(plan, searcher, [Progress(plan, searcher), faults], train).fit()
         watch.end()
         ray.shutdown()
-    reports = sum(faults.reached.values())
-    return watch.measured | {"reports": reports, "seconds_to_rank": rank(folder)}
+    return watch.measured | {"seconds_to_rank": rank(folder)}
 
 
 if __name__ == "__main__":

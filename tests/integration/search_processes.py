@@ -173,21 +173,24 @@ def another_row(process: Driver, folder: Path) -> bool:
 
 
 def parts(driver: int) -> dict[str, list[int]]:
-    """Pids of a search's processes by kind: its driver, the parts of its Ray node, and its
-    workers."""
+    """Pids of a search's processes by kind: its driver, the parts of its Ray node, its workers, and
+    what logs it to W&B."""
     command = ["ps", "-ww", "-eo", "pid=,ppid=,args="]
     listing = subprocess.run(command, capture_output=True, text=True, check=True).stdout
     processes = [line.split(None, 2) for line in listing.splitlines()]
     family = {driver}
     while more := {int(p) for p, parent, _ in processes if int(parent) in family} - family:
         family |= more
-    found: dict[str, list[int]] = {"driver": [driver], "raylet": [], "gcs_server": [], "worker": []}
+    found: dict[str, list[int]] = {"driver": [driver]}
+    found |= {kind: [] for kind in ("raylet", "gcs_server", "worker", "tracker")}
     for pid, _, program in processes:
         kind = Path(program.split()[0]).name
         if int(pid) not in family:
             continue
         if kind in found:
             found[kind].append(int(pid))
+        elif " tune.track " in program:
+            found["tracker"].append(int(pid))
         elif program.startswith("ray::ImplicitFunc"):  # a trainable
             found["worker"].append(int(pid))
     return found

@@ -56,7 +56,7 @@ def test_a_large_search_is_complete_and_its_driver_keeps_pace(tmp_path: Path) ->
     frame = load_trials(folder)
     measured = json.loads((folder / "measured.json").read_text())
     known = sum(len(trial.intermediate_values) for trial in trials)
-    assert len(frame) == measured["reports"] == known
+    assert len(frame) == measured["reports_at_100%"] == known
     for trial in trials:  # the ledger knows each epoch that the folders hold
         rows = frame[frame["trial"] == trial_name(trial.number)]
         assert dict(zip(rows["epoch"], rows["fid"], strict=True)) == trial.intermediate_values
@@ -69,12 +69,23 @@ def test_a_large_search_is_complete_and_its_driver_keeps_pace(tmp_path: Path) ->
     waits, between = waits_of(folder)
     tenth = len(waits) // 10
     first, last = statistics.median(waits[:tenth]), statistics.median(waits[-tenth:])
+    early, late = busy_per_report(measured, "10%", "50%"), busy_per_report(measured, "50%", "100%")
     print_large(measured, bytes_per_trial)
+    print(f"  from 10 to 50 % of the trials {early * 1000:.1f} ms, then {late * 1000:.1f} ms")
     print(f"from a report until its worker goes on: {milliseconds(waits)}")
     print(f"  median of the first tenth {first * 1000:.0f} ms, of the last {last * 1000:.0f} ms")
     print(f"from a worker's last report to its next trial: {milliseconds(between)}")
     assert bytes_per_trial < 250_000
-    assert last < 3 * first + 0.02
+    assert late < 3 * early  # of processors, since how long workers wait depends on other tests
+
+
+def busy_per_report(measured: dict[str, float], begin: str, end: str) -> float:
+    """Seconds of a CPU that the driver takes for a report, between two shares of the trials."""
+    busy, reports = (
+        measured[f"{name}_at_{end}"] - measured[f"{name}_at_{begin}"]
+        for name in ("busy_seconds", "reports")
+    )
+    return busy / reports
 
 
 def waits_of(folder: Path) -> tuple[list[float], list[float]]:
@@ -100,8 +111,8 @@ def waits_of(folder: Path) -> tuple[list[float], list[float]]:
 
 def print_large(measured: dict[str, float], bytes_per_trial: float) -> None:
     """What the driver needed, as a person reads it."""
-    seconds, reports = measured["seconds"], measured["reports"]
-    busy = measured["busy_seconds"]
+    seconds, reports = measured["seconds"], measured["reports_at_100%"]
+    busy = measured["busy_seconds_at_100%"]
     print(f"\n{TRIALS} trials, {reports:.0f} epochs on {WORKERS} workers: {seconds:.0f} s")
     print(f"{reports / seconds:.1f} reports a second, each {busy / reports * 1000:.1f} ms of CPU")
     print(f"driver: {busy / seconds:.0%} of a CPU, {bytes_per_trial / 1000:.0f} kB a trial")

@@ -1,6 +1,7 @@
 """A freeze-thaw search on real Ray: trials pause and go on from their checkpoints, and one that was
 killed ends as the undisturbed one."""
 
+import os
 import re
 import shutil
 import signal
@@ -10,7 +11,7 @@ from typing import Any
 
 import pytest
 from object_store import BUCKET, s3
-from search_processes import QUICK, at, printed_command, run, start, wait_for
+from search_processes import QUICK, at, parts, printed_command, run, start, wait_for
 from search_results import decisions, epochs_by_trial, rows_of, rows_stored
 from wandb_runs import assert_logged_once
 
@@ -61,7 +62,9 @@ def test_killed_and_interrupted_it_ends_as_if_nothing_had_happened(
         tracked = ["--wandb", "offline"]
         process = start([*one, *tracked, *at(storage)], tmp_path / "lost")
         wait_for(lambda: rows_stored(f"{storage}/s") >= 6, process)
-        process.kill()
+        tracker = parts(process.pid)["tracker"]
+        for pid in (*tracker, process.pid):
+            os.kill(pid, signal.SIGKILL)
         process.communicate()
         shutil.rmtree(tmp_path / "lost")
         again = ["--resume", "s", "--storage", storage, *tracked]

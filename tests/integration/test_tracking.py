@@ -134,6 +134,19 @@ def test_nothing_is_logged_twice(tracked: Tracked, tmp_path: Path) -> None:
     assert content(folder) == before
 
 
+def test_of_several_that_log_a_search_one_waits(undisturbed: Path, tmp_path: Path) -> None:
+    """As where a search is interrupted and resumed at once."""
+    folder = shutil.copytree(undisturbed, tmp_path / "s")
+    command = [sys.executable, "-m", "tune.track", folder, "--wandb", "offline"]
+    both = [
+        subprocess.Popen(command, cwd=ROOT, text=True, stdout=subprocess.PIPE) for _ in range(2)
+    ]
+    outputs = [process.communicate(timeout=200)[0] for process in both]
+    assert [process.returncode for process in both] == [0, 0]
+    assert sorted(outputs) == ["", "waiting for another process, which logs this search\n"]
+    assert "summary" in assert_logged_once(folder)
+
+
 def content(folder: Path) -> dict[Path, bytes]:
     return {path: path.read_bytes() for path in folder.rglob("*.wandb")}
 

@@ -193,7 +193,8 @@ def test_a_search_killed_and_a_server_that_goes_away(server: Server, tmp_path: P
     """Driver and tracker are killed as the server is gone; both go on when it is there again."""
     folder = tmp_path / "s"
     online = variables(server) | {"WANDB_MODE": "online"}
-    slow = ["--dataset", "mnist-mini"]  # else it ends before W&B has an epoch
+    # on few digits it would end before W&B has an epoch, and of more trials no more is asked
+    slow = ["--dataset", "mnist-mini", "--num-trials", "2"]
     search = start([*ONE_AT_A_TIME, *slow, *at(tmp_path)], tmp_path / "home", **online)
     wait_for(lambda: any(run.history for run in server.runs.values()), search)
     port = server.close()

@@ -78,7 +78,7 @@ def test_only_what_has_changed_is_put_and_got(storage: Path) -> None:
 
 def test_what_is_of_this_machine_alone_stays_here(storage: Path) -> None:
     one = copy(storage, "one")
-    for name in (".lock", "x.123.tmp", ".ray/state.json", "wandb.log"):
+    for name in (".lock", ".wandb.lock", "x.123.tmp", ".ray/state.json", "wandb.log"):
         write(one.folder / name, "")
     one.put()
     assert tree(storage) == {}
@@ -153,9 +153,11 @@ def test_the_driver_begins_with_what_the_storage_has_and_nothing_else(storage: P
     write(storage / "trial_0000" / "checkpoint.pt", "large")
     driver = copy(storage, "driver")
     write(driver.folder / "trial_0007" / "params.json", "of a search that was deleted")
-    write(driver.folder / ".lock", "")
+    for lock in (".lock", ".wandb.lock"):
+        write(driver.folder / lock, "")
     driver.begin()
-    assert set(tree(driver.folder)) == {"study.db", "trial_0000/params.json", ".lock", DRIVER_FILE}
+    files = {"study.db", "trial_0000/params.json", ".lock", ".wandb.lock", DRIVER_FILE}
+    assert set(tree(driver.folder)) == files
 
 
 def test_a_copy_of_a_search_that_is_gone_is_emptied(storage: Path, tmp_path: Path) -> None:

@@ -155,6 +155,7 @@ def test_where_wandb_cannot_be_reached_a_new_process_goes_on_offline(
             raise tracker.RefusedError("no route to host")
 
     monkeypatch.setattr(tracker, "Tracker", Unreachable)
+    (tmp_path / "search.json").write_text("{}")
     monkeypatch.setattr(os, "execv", lambda _, words: started.append(words))
     monkeypatch.setattr(sys, "argv", ["track", str(tmp_path), "--wandb", "online"])
     monkeypatch.setattr(sys, "orig_argv", ["python", "-m", "tune.track", str(tmp_path)])
