@@ -2,14 +2,16 @@
 search one more, with the answer.
 
 `RUN/wandb.json` remembers how far each run was logged when it was closed, so that a resumed search
-goes on in the same runs; of a run that a killed tracker had open, W&B's server says what it has.
-Offline, a run is written when its trial has ended (or the search was interrupted), in one go.
+goes on in the same runs. Of a run that a killed tracker had open online, W&B's server says what it
+has; offline it is left alone, since nobody knows. Offline, a run is written when its trial has
+ended (or the search was interrupted), in one go.
 
 Of a trial that trains several lanes, the mean over lanes is logged, with the standard deviation of
 the metric.
 """
 
 import contextlib
+import glob
 import hashlib
 import io
 import json
@@ -24,7 +26,7 @@ from typing import TYPE_CHECKING, Any
 import pandas as pd
 from PIL import Image
 
-from analysis.load import KNOWN, STD, load_trials, over_lanes, settings_of, study_statuses
+from analysis.load import FILES, KNOWN, STD, load_trials, over_lanes, settings_of, study_statuses
 from dcgan.cli import one_line
 from dcgan.files import write_json
 from dcgan.schema import (
@@ -92,11 +94,9 @@ OF_A_RUN = (
 """How W&B's variables begin that say which run a process is, and how it runs; ours say themselves
 what they are, and those of another job are not meant for them."""
 NAME_LENGTH = 128  # of what W&B takes
-LOST = (
-    *("filestream: fatal error", "file transfer: upload: failed"),
-    *("runfiles: CreateRunFiles returned error", "sender: failed to log artifact"),
-)
-"""How messages in a run's log begin that say what W&B's service has given up to upload."""
+LOST = re.compile(r'"msg":"(filestream: fatal error|runfiles: Create)|"task":"DefaultUploadTask{')
+"""What errors in a run's log have that say what W&B's service has given up uploading."""
+ARTIFACT = "{FileKind: 2"  # a file of an artifact, whose loss is known by waiting for it
 
 
 class RefusedError(Exception):
@@ -185,27 +185,36 @@ class Tracker:
         if "dashboard" in self.record:
             self.record.setdefault("parts", {})["dashboard"] = "made"
         self.parts = self.record.setdefault("parts", {})
-        # epochs and status that W&B has, by trial; an earlier version's word for it was "told"
+        # epochs and status by trial, when its run was closed; an earlier version wrote "told"
         self.logged = self.record.setdefault("logged", self.record.pop("told", {}))
-        # the same with what W&B's client may still have to send, which is lost if it is killed
+        self.record.setdefault("open", [])  # the runs that were begun online and not closed
+        # the same as in `logged`, also of what W&B's client may not have sent yet
         self.handed_over = dict(self.logged)
         self.open: dict[str, Any] = {}
         self.seen: dict[str, tuple[Any, str]] = {}
         for run in (folder / "wandb").glob("offline-run-*"):
             if run.name not in self.record["runs"]:
                 shutil.rmtree(run)  # of a process that was killed as it wrote: it is logged again
+        if mode == "offline" and self.record["open"]:
+            self.refused = True
+            names = ", ".join(self.record["open"])
+            print(f"begun online, and left to be logged online: {names}", flush=True)
         if not self.file.is_file():
             self.save()  # its id, by which a killed tracker's runs are found again
 
     def update(self, *, last: bool) -> None:
         """Logs what is new: of trials that have ended, or of all when online or for the last
         time."""
-        self.store.get_small()
-        self.store.get(STUDY_FILE)
+        # nothing of W&B's, which its service may be writing
+        self.store.get(*FILES, f"*/{SAMPLES_FOLDER}/*")
+        left = self.record["open"] if self.mode == "offline" else []
         for trial, status in self.trials():
+            name = str(trial.relative_to(self.folder))
+            if name in left:
+                continue
             ended = status in STATUS_OF_STATE.values()
             if ended or last or self.mode == "online":
-                with self.apart(str(trial.relative_to(self.folder))):
+                with self.apart(name):
                     self.log_new(trial, status, close=ended or last)
 
     @contextlib.contextmanager
@@ -245,9 +254,10 @@ class Tracker:
             self.log(trial, config_of(frame), rows, new, status)
             epochs = rows[-1]["epoch"] if rows else 0
             self.handed_over[name] = {"epochs": epochs, "status": status}
-        if close and name in self.open:
-            finish(self.open.pop(name))
-            self.logged[name] = self.handed_over[name]
+        closed = close and name in self.open
+        if closed:
+            self.close_run(name)
+        if new or ended_now or closed:
             self.save()
 
     def log(
@@ -258,9 +268,11 @@ class Tracker:
         kind = "trial" if trial.parent == self.folder else "confirm"
         if name not in self.open:
             self.open[name] = self.begin(name, kind, config)
-            if self.mode == "online":  # the server knows best what it has
-                new = [row for row in rows if row["epoch"] >= self.open[name].starting_step]
+            if self.mode == "online" and name not in self.record["open"]:
+                self.record["open"].append(name)
+                self.save()
         run = self.open[name]
+        new = [row for row in new if row["epoch"] >= run.starting_step]  # the server has the others
         for row in new:
             images = trial / SAMPLES_FOLDER / samples_name(row["epoch"])
             shown = {"samples": picture(images)} if images.is_file() else {}
@@ -310,8 +322,16 @@ class Tracker:
             self.record["runs"].append(Path(run.dir).parent.name)
         else:  # the server has rows of an earlier tracker, but maybe not their pictures
             for earlier in (self.folder / "wandb").glob(f"run-*-{run.id}/files"):
-                run.save(f"{earlier}/media/images/*.png", base_path=earlier, policy="now")
+                pictures = f"{glob.escape(str(earlier))}/media/images/*.png"
+                run.save(pictures, base_path=earlier, policy="now")
         return run
+
+    def close_run(self, name: str) -> None:
+        """Ends a trial's run, of which all is logged; a ConnectionError if W&B did not get it."""
+        finish(self.open.pop(name))
+        self.logged[name] = self.handed_over[name]
+        if name in self.record["open"]:
+            self.record["open"].remove(name)
 
     def save(self) -> None:
         """Writes the record, after what it records."""
@@ -320,7 +340,11 @@ class Tracker:
 
     def summarize(self) -> None:
         """Logs one more run, of the search, whose parts are its table with the samples of the best,
-        the best G, the answer and, online, the dashboard; each that W&B does not have yet."""
+        the best G, the answer and, online, the dashboard; each that W&B does not have yet. Nothing
+        of a search without a table."""
+        self.store.get_small()
+        if not (self.folder / TABLE_FILE).is_file():
+            return
         table = pd.read_csv(self.folder / TABLE_FILE)
         ranked = table.dropna(subset="rank").to_dict("records")
         if not ranked:
@@ -341,7 +365,7 @@ class Tracker:
         missing = [name for name in log if self.parts.get(name) != wanted[name]]
         if not missing:
             return
-        self.store.get(f"{best.name}/{CHECKPOINT_FILE}")
+        self.store.get(f"{best.name}/{CHECKPOINT_FILE}", *MODEL)
         run = self.begin("summary", "search", {name: self.search[name] for name in ABOUT})
         logged = {}
         for name in missing:
@@ -417,10 +441,10 @@ class Tracker:
 
 
 def finish(run: Any) -> None:
-    """Ends a W&B run; a ConnectionError if not all of it was uploaded, which W&B only prints."""
+    """Ends a W&B run; a ConnectionError if not all of it was uploaded, which W&B at most prints."""
     run.finish()
     for line in Path(run.settings.log_internal).read_text(encoding="utf-8").splitlines():
-        if any(f'"msg":"{start}' in line for start in LOST):
+        if '"level":"ERROR' in line and LOST.search(line) and ARTIFACT not in line:
             raise ConnectionError(json.loads(line)["msg"])
 
 

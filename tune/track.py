@@ -18,7 +18,7 @@ from typing import IO, TYPE_CHECKING
 from filelock import FileLock, Timeout
 
 from dcgan import cli
-from dcgan.schema import TABLE_FILE, TRACKER_LOCK_FILE, WANDB_MODES
+from dcgan.schema import TRACKER_LOCK_FILE, WANDB_MODES
 from dcgan.store import Store, copy_of
 
 if TYPE_CHECKING:
@@ -115,8 +115,8 @@ def wait_for_end(stream: IO[str]) -> threading.Event:
 
 
 def track(store: Store, mode: str, *, follow: bool) -> bool:
-    """Logs what is new, again and again until standard input ends if asked to follow, and once the
-    search has a table its answer; returns whether W&B took it all."""
+    """Logs what is new, again and again until standard input ends if asked to follow, and in the
+    end the answer, if there is one; returns whether W&B took it all."""
     from analysis.tracker import Tracker
 
     tracker = Tracker(store, mode)
@@ -125,8 +125,7 @@ def track(store: Store, mode: str, *, follow: bool) -> bool:
         while not ended.wait(POLL_STORAGE_SECONDS if store.is_mirror else POLL_SECONDS):
             tracker.update(last=False)
     tracker.update(last=True)
-    if (store.folder / TABLE_FILE).is_file():
-        tracker.summarize()
+    tracker.summarize()
     return not tracker.refused
 
 

@@ -7,6 +7,7 @@ import os
 import shutil
 import sqlite3
 from collections.abc import Callable, Sequence
+from contextlib import nullcontext
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -18,7 +19,7 @@ from optuna.trial import TrialState, create_trial
 from analysis import tracker
 from analysis.load import load_trials
 from analysis.tables import rank
-from analysis.tracker import Tracker
+from analysis.tracker import Tracker, finish
 from dcgan.schema import COLUMNS
 from dcgan.store import Store
 
@@ -182,14 +183,75 @@ def test_what_the_server_lacks_of_a_killed_trackers_run_is_logged(
 ) -> None:
     Tracker(Store(search), "online").update(last=False)
     killed = json.loads((search / "wandb.json").read_text())
-    assert "trial_0003" not in killed["logged"]  # open
+    assert "trial_0003" not in killed["logged"]
+    assert killed["open"] == ["trial_0003"]
     runs.clear()
     runs.on_server = on_server
     Tracker(Store(search), "online").update(last=True)
     assert list(runs) == ["trial_0003"]
     assert runs["trial_0003"].steps == [1, 2][on_server:]
-    assert json.loads((search / "wandb.json").read_text())["id"] == killed["id"]
+    record = json.loads((search / "wandb.json").read_text())
+    assert (record["id"], record["open"]) == (killed["id"], [])
     assert logged(search)["trial_0003"] == {"epochs": 2, "status": "unfinished"}
+
+
+def test_offline_a_run_that_was_left_open_online_is_left_alone(
+    search: Path, runs: Runs, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """To write its rows again could double them, to leave out those handed over could lose them."""
+    Tracker(Store(search), "online").update(last=False)
+    runs.clear()
+    own = Tracker(Store(search), "offline")
+    own.update(last=True)
+    assert not runs
+    assert own.refused
+    line = "begun online, and left to be logged online: trial_0003\n"
+    assert capsys.readouterr().out == line
+    Tracker(Store(search), "online").update(last=True)
+    assert list(runs) == ["trial_0003"]
+    assert not Tracker(Store(search), "offline").refused
+
+
+def test_online_what_was_written_offline_is_not_logged_again(search: Path, runs: Runs) -> None:
+    """It is yet to be uploaded."""
+    Tracker(Store(search), "offline").update(last=True)
+    write(search / "trial_0003", [row(epoch, fid) for epoch, fid in enumerate([35, 32, 9], 1)])
+    runs.clear()
+    Tracker(Store(search), "online").update(last=False)
+    assert runs["trial_0003"].steps == [3]
+
+
+LINE = {"time": "2026-11-30T05:48:11Z", "level": "ERROR"}
+TASK = "DefaultUploadTask{FileKind: 3, Path: /s/wandb/run-1/files/media/images/samples_0.png}"
+
+
+@pytest.mark.parametrize(
+    ("line", "lost"),
+    [
+        ({"level": "ERROR+4", "msg": "filestream: fatal error: 403 Forbidden"}, True),
+        ({"msg": "file transfer: upload: failed to upload: status: 403", "task": TASK}, True),
+        ({"msg": "PUT http://x/samples_0.png giving up after 5 attempt(s)", "task": TASK}, True),
+        ({"msg": "runfiles: CreateRunFiles returned error: 403"}, True),
+        ({"msg": "api: HTTP error", "status": 403}, False),  # the errors above say what of
+        ({"msg": "PUT http://x/a giving up", "task": TASK.replace("d: 3", "d: 2")}, False),
+        ({"level": "INFO", "msg": "filestream: closed"}, False),
+        ({"msg": "stream: failed to shut down analytics"}, False),
+    ],
+)
+def test_what_wandb_gave_up_uploading_is_found_in_its_log(
+    line: dict[str, Any], lost: bool, tmp_path: Path
+) -> None:
+    """In lines that it wrote, shortened."""
+    log = tmp_path / "debug-internal.log"
+    log.write_text(
+        '{"level":"INFO","msg":"begun"}\n' + json.dumps(LINE | line, separators=(",", ":"))
+    )
+    run = Recorder("trial", {})
+    run.settings = SimpleNamespace(log_internal=log)
+    with pytest.raises(ConnectionError) if lost else nullcontext() as raised:
+        finish(run)
+    assert not lost or str(raised.value) == line["msg"]
+    assert run.finished
 
 
 def test_at_the_end_runs_are_complete_even_without_news(search: Path, runs: Runs) -> None:
