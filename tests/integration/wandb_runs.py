@@ -72,7 +72,10 @@ def read_runs(folder: Path) -> dict[str, Run]:
                 found.artifacts[content["type"]] = {entry["path"] for entry in entries}
             elif record["type"] == "files":
                 found.files += [file["path"] for file in content["files"]]
-        assert records[-1]["type"] == "exit", "the run is not complete"
+        types = [record["type"] for record in records]
+        assert "exit" in types, f"the run is not complete: {types}"
+        # what describes the machine is gathered meanwhile, and may come after
+        assert set(types[types.index("exit") :]) <= {"exit", "environment"}, types
     return runs
 
 
