@@ -3,8 +3,8 @@ search one more, with the answer.
 
 `RUN/wandb.json` remembers how far each run was logged when it was closed, so that a resumed search
 goes on in the same runs. Of a run that a killed tracker had open online, W&B's server says what it
-has; offline it is left alone, since nobody knows. Offline, a run is written when its trial has
-ended (or the search was interrupted), in one go.
+has; offline it is left alone, since only the server knows. Offline, a run is written when its trial
+has ended (or the search was interrupted), in one go.
 
 Of a trial that trains several lanes, the mean over lanes is logged, with the standard deviation of
 the metric.
@@ -95,7 +95,7 @@ OF_A_RUN = (
 what they are, and those of another job are not meant for them."""
 NAME_LENGTH = 128  # of what W&B takes
 LOST = re.compile(r'"msg":"(filestream: fatal error|runfiles: Create)|"task":"DefaultUploadTask{')
-"""What errors in a run's log have that say what W&B's service has given up uploading."""
+"""Marks the errors in a run's log that say what W&B's service gave up uploading."""
 ARTIFACT = "{FileKind: 2"  # a file of an artifact, whose loss is known by waiting for it
 
 
@@ -188,7 +188,7 @@ class Tracker:
         # epochs and status by trial, when its run was closed; an earlier version wrote "told"
         self.logged = self.record.setdefault("logged", self.record.pop("told", {}))
         self.record.setdefault("open", [])  # the runs that were begun online and not closed
-        # the same as in `logged`, also of what W&B's client may not have sent yet
+        # the same, with what W&B's client has and may not have sent yet
         self.handed_over = dict(self.logged)
         self.open: dict[str, Any] = {}
         self.seen: dict[str, tuple[Any, str]] = {}

@@ -13,6 +13,7 @@ from typing import Any
 
 import pandas as pd
 import pytest
+from search_processes import wait_for
 from tensorboardX.proto.event_pb2 import Event
 from wandb_runs import Run, assert_logged_once, epochs_of
 
@@ -138,12 +139,16 @@ def test_of_several_that_log_a_search_one_waits(undisturbed: Path, tmp_path: Pat
     """As where a search is interrupted and resumed at once."""
     folder = shutil.copytree(undisturbed, tmp_path / "s")
     command = [sys.executable, "-m", "tune.track", folder, "--wandb", "offline"]
-    both = [
-        subprocess.Popen(command, cwd=ROOT, text=True, stdout=subprocess.PIPE) for _ in range(2)
-    ]
-    outputs = [process.communicate(timeout=200)[0] for process in both]
-    assert [process.returncode for process in both] == [0, 0]
-    assert sorted(outputs) == ["", "waiting for another process, which logs this search\n"]
+    pipes: dict[str, Any] = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "text": True}
+    first = subprocess.Popen([*command, "--follow"], cwd=ROOT, **pipes)
+    wait_for((folder / "wandb.json").is_file, first)
+    second = subprocess.Popen(command, cwd=ROOT, **pipes)
+    assert second.stdout
+    line = second.stdout.readline()
+    assert line == "waiting for another process, which logs this search\n"
+    assert first.communicate(timeout=200)[0] == ""  # which ends its input
+    assert second.communicate(timeout=200)[0] == ""
+    assert (first.returncode, second.returncode) == (0, 0)
     assert "summary" in assert_logged_once(folder)
 
 
